@@ -1,0 +1,1 @@
+"""Images to views: data sets, augmentation engines, and the loader."""

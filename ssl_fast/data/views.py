@@ -1,0 +1,240 @@
+"""What one augmented view is (`View`), what a batch is (`Batch`), and the table of random parameters (`draw`).
+
+No engine is imported here: `draw` decides everything that is random, engines only apply the table.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssl_fast.data.philox import uniforms
+
+# The columns of the table, P = 17. Crop box in pixels of the source image; flip, jitter, grayscale, solarize are 0 or 1;
+# order0..3 are the four colour operations (0 brightness, 1 contrast, 2 saturation, 3 hue) in the order they are applied;
+# blur is the Gaussian's sigma in output pixels, 0 for none.
+COLUMNS = (
+    "top", "left", "height", "width", "flip", "jitter", "brightness", "contrast", "saturation", "hue",
+    "order0", "order1", "order2", "order3", "grayscale", "blur", "solarize",
+)  # fmt: skip
+COLUMN = {name: position for position, name in enumerate(COLUMNS)}
+
+_ATTEMPTS = 10
+_ORDERS = np.array(list(itertools.permutations(range(4))), dtype=np.float64)  # [24, 4]
+# Random numbers per (sample, view): area and ratio of each attempt, then position (2), flip, jitter, four factors,
+# order, grayscale, blur, sigma, solarize.
+_NUM_UNIFORMS = 2 * _ATTEMPTS + 13
+
+
+@dataclass
+class View:
+    """One augmented view of an image: what the engines must make.
+
+    Args:
+        name: how the method calls it.
+        kind: "image".
+        size: side of the square output, pixels.
+        crop: "random" (torchvision's RandomResizedCrop) or "center": the centred square of side
+            min(H, W) * sqrt(crop_scale[1]), so that crop_scale[1] = 0.875 ** 2 is "resize 256, crop 224".
+        crop_scale: range of the crop's share of the image's area.
+        crop_ratio: range of width / height, log-uniform.
+        interpolation: "bilinear" or "bicubic", antialiased.
+        flip: probability of a horizontal flip.
+        brightness, contrast, saturation, hue: strengths as in torchvision's ColorJitter (hue at most 0.5).
+        jitter: probability that the colour jitter is applied.
+        grayscale: probability of becoming grey (3 channels kept).
+        blur: probability of a Gaussian blur, sigma uniform in blur_sigma (pixels).
+        solarize: probability of inverting values >= solarize_threshold (of 1).
+        mean, std: normalisation per channel, of values in [0, 1].
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    name: str = "view"
+    kind: str = "image"
+    size: int = 224
+    crop: str = "random"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "bilinear"
+    flip: float = 0.5
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    jitter: float = 0.0
+    grayscale: float = 0.0
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.0
+    solarize_threshold: float = 0.5
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        for name in ("crop_scale", "crop_ratio", "blur_sigma", "mean", "std"):
+            setattr(self, name, tuple(float(value) for value in getattr(self, name)))
+        self._check_words()
+        self._check_ranges()
+        self._check_normalisation()
+
+    def _check_words(self) -> None:
+        allowed = {"kind": ("image",), "crop": ("random", "center"), "interpolation": ("bilinear", "bicubic")}
+        for name, words in allowed.items():
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name}: expected {' or '.join(map(repr, words))}, got {getattr(self, name)!r}")
+        if self.size < 1:
+            raise ValueError(f"size: expected a positive number of pixels, got {self.size}")
+
+    def _check_ranges(self) -> None:
+        for name in ("flip", "jitter", "grayscale", "blur", "solarize", "solarize_threshold"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
+        for name, high in (("brightness", np.inf), ("contrast", np.inf), ("saturation", np.inf), ("hue", 0.5)):
+            if not 0.0 <= getattr(self, name) <= high:
+                raise ValueError(f"{name}: expected a number in [0, {high}], got {getattr(self, name)}")
+        for name, high in (("crop_scale", 1.0), ("crop_ratio", np.inf), ("blur_sigma", np.inf)):
+            pair = getattr(self, name)
+            if len(pair) != 2 or not 0.0 < pair[0] <= pair[1] <= high:
+                raise ValueError(f"{name}: expected (low, high) with 0 < low <= high <= {high}, got {pair}")
+
+    def _check_normalisation(self) -> None:
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ValueError(f"mean, std: expected one number per channel each, got {self.mean} and {self.std}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std: expected positive numbers, got {self.std}")
+
+
+@dataclass
+class Batch:
+    """What the loader yields and a method reads.
+
+    Attributes:
+        views: the views in declared order, each [N, C, H, W], normalised float, channels_last in memory.
+        labels: [N] int64 or None.
+        index: [N] int64, the samples' numbers in their data set.
+        extras: further tensors, first dimension N.
+    """
+
+    views: tuple[Tensor, ...]  # each [N, C, H, W]
+    labels: Tensor | None  # [N]
+    index: Tensor  # [N]
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device | str, **kw: Any) -> Batch:
+        """The same batch on `device`; keywords (dtype aside) go to `Tensor.to`, e.g. non_blocking=True."""
+        return self._map(lambda tensor: tensor.to(device, **kw))
+
+    def slice(self, begin: int, end: int) -> Batch:
+        """Rows begin .. end - 1, sharing memory."""
+        return self._map(lambda tensor: tensor[begin:end])
+
+    def _map(self, function: Any) -> Batch:
+        labels = None if self.labels is None else function(self.labels)
+        extras = {name: function(tensor) for name, tensor in self.extras.items()}
+        return Batch(tuple(function(view) for view in self.views), labels, function(self.index), extras)
+
+
+def draw(
+    views: Sequence[View],  # V
+    seed: int,
+    epoch: int,
+    index: Any,  # [N] sample numbers
+    sizes: Any,  # [N, 2] (H, W) of the source images, pixels
+) -> Tensor:  # [N, V, P] float32, columns COLUMNS
+    """The parameters of every view of every sample: a function of (seed, epoch, sample, view) and the image's size.
+
+    The same sample gets the same view whatever the batch, the worker, the rank or the engine. Distributions are those
+    of torchvision's RandomResizedCrop, ColorJitter, GaussianBlur and RandomSolarize.
+
+    Raises:
+        ValueError: an index or size is negative, or the shapes disagree.
+    """
+    index, sizes = np.asarray(index, dtype=np.int64), np.asarray(sizes, dtype=np.float64)
+    if index.ndim != 1 or sizes.shape != (len(index), 2):
+        raise ValueError(f"sizes: expected shape [{len(index)}, 2] for index [N], got {list(sizes.shape)}")
+    if len(index) and (index.min() < 0 or sizes.min() < 1):
+        raise ValueError("index, sizes: expected index >= 0 and sizes >= 1 pixel")
+    table = np.empty((len(index), len(views), len(COLUMNS)), dtype=np.float32)
+    for position, view in enumerate(views):
+        numbers = uniforms(index, (epoch, position), seed, _NUM_UNIFORMS)
+        attempts, rest = numbers[:, : 2 * _ATTEMPTS], numbers[:, 2 * _ATTEMPTS :]
+        boxes = _random_boxes(view, attempts, rest[:, :2], sizes) if view.crop == "random" else _centre(view, sizes)
+        table[:, position, :4] = boxes
+        table[:, position, 4:] = _colours(view, rest[:, 2:])
+    return torch.from_numpy(table)
+
+
+def _random_boxes(
+    view: View,
+    attempts: NDArray[np.float64],  # [N, 2 * 10] in [0, 1)
+    position: NDArray[np.float64],  # [N, 2] in [0, 1)
+    sizes: NDArray[np.float64],  # [N, 2]
+) -> NDArray[np.float64]:  # [N, 4] top, left, height, width
+    """RandomResizedCrop: the first of ten (area, ratio) draws that fits, else a centred box of the nearest ratio."""
+    low, high = np.log(view.crop_ratio[0]), np.log(view.crop_ratio[1])
+    share = view.crop_scale[0] + (view.crop_scale[1] - view.crop_scale[0]) * attempts[:, 0::2]
+    area, ratio = share * sizes.prod(axis=1)[:, None], np.exp(low + (high - low) * attempts[:, 1::2])
+    widths, heights = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+    fits = (widths > 0) & (widths <= sizes[:, 1:]) & (heights > 0) & (heights <= sizes[:, :1])
+    rows, first = np.arange(len(sizes)), fits.argmax(axis=1)
+    box = np.stack([heights[rows, first], widths[rows, first]], axis=1)
+    corner = np.floor(position * (sizes - box + 1.0))
+    fallback = _nearest_ratio(view, sizes)
+    missed = ~fits.any(axis=1)
+    box[missed], corner[missed] = fallback[missed], np.floor((sizes - fallback)[missed] / 2)
+    return np.concatenate([corner, box], axis=1)
+
+
+def _nearest_ratio(
+    view: View,
+    sizes: NDArray[np.float64],  # [N, 2]
+) -> NDArray[np.float64]:  # [N, 2] height, width of the largest box whose ratio is allowed
+    height, width = sizes[:, 0], sizes[:, 1]
+    tall = np.where(width / height < view.crop_ratio[0], np.rint(width / view.crop_ratio[0]), height)
+    wide = np.where(width / height > view.crop_ratio[1], np.rint(height * view.crop_ratio[1]), width)
+    return np.maximum(np.stack([np.minimum(tall, height), np.minimum(wide, width)], axis=1), 1.0)
+
+
+def _centre(
+    view: View,
+    sizes: NDArray[np.float64],  # [N, 2]
+) -> NDArray[np.float64]:  # [N, 4]
+    side = np.maximum(np.rint(sizes.min(axis=1, keepdims=True) * np.sqrt(view.crop_scale[1])), 1.0)
+    return np.concatenate([np.floor((sizes - side) / 2), side, side], axis=1)
+
+
+def _colours(
+    view: View,
+    numbers: NDArray[np.float64],  # [N, 11] in [0, 1)
+) -> NDArray[np.float64]:  # [N, 13] flip .. solarize
+    def factor(strength: float, number: NDArray[np.float64]) -> NDArray[np.float64]:
+        low = max(0.0, 1.0 - strength)
+        return low + (1.0 + strength - low) * number
+
+    flip, jitter, brightness, contrast, saturation, hue, order, grayscale, blur, sigma, solarize = numbers.T
+    low, high = view.blur_sigma
+    columns = [
+        flip < view.flip,
+        jitter < view.jitter,
+        factor(view.brightness, brightness),
+        factor(view.contrast, contrast),
+        factor(view.saturation, saturation),
+        view.hue * (2.0 * hue - 1.0),
+        *_ORDERS[np.floor(order * len(_ORDERS)).astype(np.int64)].T,
+        grayscale < view.grayscale,
+        np.where(blur < view.blur, low + (high - low) * sigma, 0.0),
+        solarize < view.solarize,
+    ]
+    return np.stack(columns, axis=1).astype(np.float64)
