@@ -1,0 +1,1 @@
+"""Networks: timm backbones, projector and predictor heads, the momentum teacher."""

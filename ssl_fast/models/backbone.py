@@ -1,0 +1,237 @@
+"""Image backbones from timm, with the options that small images and exactness tests need; saving and loading them."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ssl_fast.models.norm import replace_batch_norm
+from ssl_fast.models.resnet import resnet_arguments, set_stem
+from ssl_fast.models.weights import WeightsReport, load_weights, read_weights
+
+FORMAT = 1
+# constructor argument of timm -> our name for it, for messages
+ARGUMENTS = {
+    "img_size": "image_size",
+    "patch_size": "patch_size",
+    "drop_path_rate": "drop_path",
+    "in_chans": "in_channels",
+}
+
+
+@dataclass
+class BackboneConfig:
+    """Which network, and how it differs from timm's.
+
+    Attributes:
+        name: any timm model, with or without a weights tag (`resnet18`, `vit_tiny_patch16_224.augreg_in21k`).
+        cifar_stem: ResNets: 3x3 stride-1 first convolution and no max pool, for images of about 32 px.
+        in_channels: channels of the images; recipes set it from the data set.
+        width: ResNets: channels of the stem and first stage (stages have 1, 2, 4, 8 times that); 0 keeps the model's.
+        depth: ResNets: blocks per stage, "1,1,1,1"; empty keeps the model's.
+        norm: "batch", or "group" to replace every BatchNorm2d by GroupNorm, so that samples do not depend on each other.
+        pretrained: timm's published weights (downloaded, or from the hub's cache).
+        weights: local .safetensors, .pth or .pt file.
+        image_size: side in pixels, for transformers that are built for one size; 0 keeps the model's.
+        patch_size: side of a patch in pixels, for vision transformers; 0 keeps the model's.
+        drop_path: stochastic depth rate of the last block.
+    """
+
+    name: str = "resnet18"
+    cifar_stem: bool = False
+    in_channels: int = 3
+    width: int = 0
+    depth: str = ""
+    norm: str = "batch"
+    pretrained: bool = False
+    weights: str = ""
+    image_size: int = 0
+    patch_size: int = 0
+    drop_path: float = 0.0
+
+
+class Backbone(nn.Module):
+    """A timm network without classifier, that returns pooled features.
+
+    Attributes:
+        model: the timm module; its state dict has timm's bare names.
+        num_features: F, width of the features.
+        config: what it was built from.
+        weights_report: what `config.weights` filled, None without it.
+    """
+
+    def __init__(self, model: nn.Module, config: BackboneConfig, weights_report: WeightsReport | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.weights_report = weights_report
+        # models with a hidden layer between pooling and classifier return its width
+        self.num_features = int(getattr(model, "head_hidden_size", None) or model.num_features)  # type: ignore[arg-type]
+
+    def forward(
+        self,
+        x: Tensor,  # [N, C, H, W]
+    ) -> Tensor:  # [N, F]
+        """Features h [N, F] of normalised images."""
+        h: Tensor = self.model(x)
+        return h
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise RuntimeError("backbones need timm: pip install ssl_fast[recipes]") from error
+    return timm
+
+
+def _check(config: BackboneConfig) -> None:
+    timm = _timm()
+    if not timm.is_model(config.name):
+        near = difflib.get_close_matches(config.name.split(".")[0], timm.list_models(), n=3, cutoff=0.5)
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise ValueError(f"backbone.name: timm has no model {config.name!r}{hint}")
+    if "." in config.name and config.name not in timm.list_pretrained(f"{config.name.split('.')[0]}.*"):
+        tags = ", ".join(timm.list_pretrained(f"{config.name.split('.')[0]}.*")) or "none"
+        raise ValueError(f"backbone.name: no published weights {config.name!r}; there are: {tags}")
+    if config.norm not in ("batch", "group"):
+        raise ValueError(f"backbone.norm must be batch or group, got {config.norm!r}")
+    if config.in_channels < 1:
+        raise ValueError(f"backbone.in_channels must be at least 1, got {config.in_channels}")
+    if not 0.0 <= config.drop_path < 1.0:
+        raise ValueError(f"backbone.drop_path must be in [0, 1), got {config.drop_path}")
+    chosen = [name for name in ("cifar_stem", "width", "depth") if getattr(config, name)]
+    if chosen and not timm.models.is_model_in_modules(config.name, ["resnet"]):
+        raise ValueError(f"backbone.{chosen[0]} is for timm's ResNets, and {config.name} is not one")
+    altered = [name for name in ("width", "depth") if getattr(config, name)] + ["norm"] * (config.norm == "group")
+    if config.pretrained and altered:
+        raise ValueError(f"backbone.pretrained: timm's weights of {config.name} do not fit backbone.{altered[0]}; leave one out")
+    if config.pretrained and config.weights:
+        raise ValueError("backbone.pretrained and backbone.weights both name weights; give one")
+
+
+def _create(config: BackboneConfig) -> nn.Module:
+    """timm's constructor, with its refusals in our words."""
+    arguments: dict[str, Any] = {"in_chans": config.in_channels, "num_classes": 0}
+    arguments |= {"img_size": config.image_size} if config.image_size else {}
+    arguments |= {"patch_size": config.patch_size} if config.patch_size else {}
+    arguments |= {"drop_path_rate": config.drop_path} if config.drop_path else {}
+    arguments |= resnet_arguments(config.width, config.depth)
+    try:
+        model: nn.Module = _timm().create_model(config.name, pretrained=config.pretrained, **arguments)
+    except TypeError as error:
+        refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if refused is None:
+            raise
+        option = ARGUMENTS.get(refused[1], refused[1])
+        raise ValueError(f"backbone.{option} is not an option of {config.name}") from error
+    except (OSError, RuntimeError) as error:
+        if not config.pretrained:
+            raise
+        raise RuntimeError(
+            f"backbone.pretrained: the weights of {config.name} are neither in the cache nor within reach "
+            f"({str(error).splitlines()[0]}); give a local file with backbone.weights"
+        ) from error
+    return model
+
+
+def build_backbone(config: BackboneConfig) -> Backbone:
+    """The network that `config` names, randomly initialised (from torch's global generator) or with weights.
+
+    Raises:
+        ValueError: on an unknown name (the nearest are named), an option that the family lacks, or a weights file that
+            does not fit.
+        RuntimeError: when timm is not installed, or published weights cannot be had.
+    """
+    _check(config)
+    model = _create(config)
+    if config.cifar_stem or config.width:
+        set_stem(model, in_channels=config.in_channels, width=config.width, cifar=config.cifar_stem)
+    if config.norm == "group" and not replace_batch_norm(model):
+        raise ValueError(f"backbone.norm=group replaces batch normalisation, and {config.name} has none; leave norm=batch")
+    report = load_weights(model, config.weights) if config.weights else None
+    return Backbone(model, config, report)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_backbone(folder: str | Path, backbone: Backbone, preprocessing: dict[str, Any]) -> None:
+    """Write `backbone.safetensors` (timm's bare names) and `backbone.json` into `folder`, each replaced atomically.
+
+    The JSON file is written last, with the hash of the weights: a pair that an interruption left unequal does not load.
+
+    Args:
+        folder: made where it does not exist.
+        backbone: the network; its tensors may live on any device.
+        preprocessing: the evaluation view's fields, mean and std, channels: plain numbers, strings, lists.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, description = folder / "backbone.safetensors", folder / "backbone.json"
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.model.state_dict().items()}
+    partial = weights.with_suffix(".partial")
+    save_file(tensors, partial)
+    content = {
+        "format": FORMAT,
+        "config": asdict(replace(backbone.config, pretrained=False, weights="")),
+        "num_features": backbone.num_features,
+        "preprocessing": preprocessing,
+        "sha256": _sha256(partial),
+    }
+    text = json.dumps(content, indent=2) + "\n"
+    os.replace(partial, weights)
+    partial = description.with_suffix(".partial")
+    partial.write_text(text)
+    os.replace(partial, description)
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"no backbone.json at {path}: give the folder of a finished pretrain or finetune stage")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a backbone description of format {FORMAT}")
+    return content
+
+
+def load_backbone(path: str | Path) -> tuple[Backbone, dict[str, Any]]:
+    """Rebuild what `save_backbone` wrote, in eval mode on the CPU.
+
+    Args:
+        path: the folder, or its `backbone.json`.
+
+    Returns:
+        (backbone, preprocessing).
+
+    Raises:
+        ValueError: when a file is missing, damaged (the hash differs) or of another format.
+    """
+    path = Path(path)
+    description = path if path.suffix == ".json" else path / "backbone.json"
+    content = _read_description(description)
+    weights = description.with_name("backbone.safetensors")
+    if not weights.is_file():
+        raise ValueError(f"{description} has no backbone.safetensors beside it")
+    if _sha256(weights) != content["sha256"]:
+        raise ValueError(f"{weights} is damaged or of another run: its SHA-256 differs from the one in backbone.json")
+    known = {field.name for field in fields(BackboneConfig)}
+    config = BackboneConfig(**{name: value for name, value in content["config"].items() if name in known})
+    backbone = build_backbone(config)
+    backbone.model.load_state_dict(read_weights(weights))
+    return backbone.eval(), content["preprocessing"]
