@@ -1,0 +1,140 @@
+"""What pretraining is watched by: kNN accuracy on a sample of the data, and figures that show a collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_fast.data.loader import LoaderConfig
+from ssl_fast.data.views import View
+from ssl_fast.eval.features import extract_features
+from ssl_fast.eval.knn import knn_accuracy
+
+
+@dataclass
+class MonitorConfig:
+    """How much is looked at, and how neighbours vote."""
+
+    k: int = 20
+    temperature: float = 0.07
+    max_train: int = 10000  # training samples that vote, a fixed random choice; 0 for all
+    max_test: int = 2000  # samples that are classified; 0 for all
+    batch_size: int = 256
+    precision: str = "fp32"  # fp32 | bf16
+
+
+def knn_monitor(
+    train_set: Any,
+    test_set: Any,
+    view: View,
+    config: MonitorConfig | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    loader: LoaderConfig | None = None,
+) -> Callable[[nn.Module], dict[str, float]]:
+    """A function of the backbone that the trainer calls now and then.
+
+    Its answer holds `feature_std` and `rankme`, and `knn_top1` when both sets have labels. The samples are chosen once,
+    so the answers of one run can be compared. Hand it the validation split, not the test split, if settings are
+    chosen by what it says.
+
+    Raises:
+        ValueError: fewer training samples than k.
+    """
+    config = config or MonitorConfig()
+    train_part, test_part = Subset.sample(train_set, config.max_train), Subset.sample(test_set, config.max_test)
+    labelled = train_set.labels is not None and test_set.labels is not None
+    if labelled and len(train_part) < config.k:
+        raise ValueError(f"k: expected at most {len(train_part)} (the monitor's training samples), got {config.k}")
+
+    def monitor(backbone: nn.Module) -> dict[str, float]:
+        def features(part: Subset) -> Any:
+            return extract_features(
+                backbone,
+                part,
+                view,
+                batch_size=config.batch_size,
+                device=device,
+                precision=config.precision,
+                loader=loader,
+            )
+
+        train = features(train_part)
+        values = {"feature_std": feature_std(train.h), "rankme": rankme(train.h)}
+        if labelled and train.h.isfinite().all():
+            test = features(test_part)
+            scores = knn_accuracy(train.h, train.labels, test.h, test.labels, config.k, config.temperature)
+            values["knn_top1"] = scores["top1"]
+        return values
+
+    return monitor
+
+
+def feature_std(
+    h: Tensor,  # [N, F]
+) -> float:
+    """Mean over the F dimensions of the standard deviation of unit-length features, times sqrt(F).
+
+    0 when all images have one feature (collapse); 1 when directions are uniform on the sphere. Features that are never
+    negative, such as those behind a ReLU, stay below 1.
+
+    Reference: Chen & He 2021, arXiv:2011.10566, Section 4.1.
+    """
+    return F.normalize(h.double(), dim=1).std(0, correction=0).mean().item() * h.shape[1] ** 0.5
+
+
+def rankme(
+    h: Tensor,  # [N, F]
+) -> float:
+    """Effective rank: exp of the entropy of the singular values' shares; between 1 and min(N, F).
+
+    Reference: Garrido et al. 2023, arXiv:2210.02885, Eq. 1 and 2 (epsilon 1e-7).
+    """
+    if not h.isfinite().all():
+        return float("nan")
+    rows = h.double()
+    gram = rows.T @ rows if len(h) > h.shape[1] else rows @ rows.T
+    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    share = singular / singular.sum().clamp_min(torch.finfo(singular.dtype).tiny) + 1e-7
+    return (-(share * share.log()).sum()).exp().item()
+
+
+class Subset:
+    """Some samples of a data set, as a data set."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        index: np.ndarray[Any, np.dtype[np.int64]],  # [n] sample numbers
+    ) -> None:
+        self.dataset, self.index = dataset, index
+        self.classes, self.channels = dataset.classes, dataset.channels
+        self.mean, self.std = dataset.mean, dataset.std
+        self.labels = None if dataset.labels is None else np.asarray(dataset.labels)[index]
+        self.arrays = None if dataset.arrays is None else dataset.arrays[index]
+        self.names = None if dataset.names is None else [dataset.names[i] for i in index]
+
+    @classmethod
+    def sample(cls, dataset: Any, limit: int) -> Subset:
+        """At most `limit` samples (0 for all), always the same ones, in the data set's order."""
+        size = len(dataset)
+        if not 0 < limit < size:
+            return cls(dataset, np.arange(size))
+        return cls(dataset, np.sort(np.random.default_rng(0).choice(size, limit, replace=False)))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, i: int) -> Any:
+        """Image i of the subset, uint8 [H, W, C]."""
+        return self.dataset.read(int(self.index[i]))
+
+    def fingerprint(self) -> str:
+        """The whole set's fingerprint and which part this is."""
+        return f"{self.dataset.fingerprint()}[{len(self)}]"

@@ -1,0 +1,117 @@
+"""A picture of nearest neighbours: what a representation takes for similar, beside what others take for it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_fast.eval.knn import nearest_neighbours
+
+_GREEN, _RED, _PAPER, _INK = (46, 160, 67), (207, 34, 46), (255, 255, 255), (36, 41, 47)
+_FRAME, _GAP, _COLUMN_GAP, _HEADING = 3, 2, 18, 18  # pixels
+
+
+def save_neighbours(
+    path: str | Path,
+    train_set: Any,
+    query_set: Any,
+    kinds: Mapping[str, tuple[Tensor, Tensor]],  # name -> (train_h [N, F], query_h [Q, F])
+    queries: Sequence[int],
+    *,
+    k: int = 6,
+    size: int = 48,
+) -> dict[str, float]:
+    """Writes a PNG: each row a query image, then for each kind of feature its k nearest training images.
+
+    Neighbours of the query's class are framed green, others red; without labels there is no frame.
+
+    Args:
+        path: the file to write.
+        train_set, query_set: data sets whose rows the features are, in order.
+        kinds: features of both sets by the name to print above them ("raw pixels", "random", "learned").
+        queries: rows of the query set to show.
+        k: neighbours of each kind.
+        size: side of an image in the picture, pixels.
+
+    Returns:
+        For each kind the share of shown neighbours that have their query's class (empty without labels).
+
+    Raises:
+        ValueError: no queries, a query out of range, or features that do not fit the data sets.
+    """
+    from PIL import Image, ImageDraw
+
+    _check(train_set, query_set, kinds, queries)
+    step = size + 2 * _FRAME + _GAP
+    block = k * step + _COLUMN_GAP
+    picture = Image.new("RGB", (step + _COLUMN_GAP + block * len(kinds), _HEADING + step * len(queries)), _PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((_FRAME, 3), "query", _INK)
+    for row, query in enumerate(queries):
+        _paste(picture, _thumbnail(query_set, query, size), (0, _HEADING + row * step), _PAPER)
+    shares = {}
+    for number, (kind, (train_h, query_h)) in enumerate(kinds.items()):
+        index = nearest_neighbours(train_h, query_h[list(queries)], k)[1]
+        corner = (step + _COLUMN_GAP + number * block, _HEADING)
+        right = _matches(train_set, query_set, queries, index)
+        for row, column in itertools.product(range(len(queries)), range(k)):
+            frame = _PAPER if right is None else _GREEN if right[row, column] else _RED
+            image = _thumbnail(train_set, int(index[row, column]), size)
+            _paste(picture, image, (corner[0] + column * step, corner[1] + row * step), frame)
+        if right is not None:
+            shares[kind] = right.double().mean().item()
+        draw.text((corner[0], 3), kind + (f": {shares[kind]:.0%} of these right" if kind in shares else ""), _INK)
+    picture.save(path)
+    return shares
+
+
+def _matches(
+    train_set: Any,
+    query_set: Any,
+    queries: Sequence[int],
+    index: Tensor,  # [len(queries), k]
+) -> Tensor | None:
+    """Which neighbours have their query's class: [len(queries), k] bool, or None without labels."""
+    if train_set.labels is None or query_set.labels is None:
+        return None
+    train_y, query_y = torch.as_tensor(train_set.labels), torch.as_tensor(query_set.labels)
+    return train_y[index.cpu()] == query_y[list(queries)][:, None]
+
+
+def _paste(picture: Any, image: Any, corner: tuple[int, int], colour: tuple[int, int, int]) -> None:
+    """Puts an image with a frame around it at `corner` (x, y)."""
+    x, y = corner
+    picture.paste(colour, (x, y, x + image.width + 2 * _FRAME, y + image.height + 2 * _FRAME))
+    picture.paste(image, (x + _FRAME, y + _FRAME))
+
+
+def _thumbnail(dataset: Any, i: int, size: int) -> Any:
+    """Sample i as an RGB picture of `size` x `size`: the centred square of the image."""
+    from PIL import Image, ImageOps
+
+    pixels = dataset.read(i)  # uint8 [H, W, C], C 1 or 3
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
+    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+
+
+def _check(
+    train_set: Any,
+    query_set: Any,
+    kinds: Mapping[str, tuple[Tensor, Tensor]],
+    queries: Sequence[int],
+) -> None:
+    if not queries or not kinds:
+        raise ValueError(f"queries, kinds: expected at least one of each, got {len(queries)} and {len(kinds)}")
+    if min(queries) < 0 or max(queries) >= len(query_set):
+        raise ValueError(f"queries: expected row numbers from 0 to {len(query_set) - 1}, got {list(queries)}")
+    for kind, (train_h, query_h) in kinds.items():
+        if len(train_h) != len(train_set) or len(query_h) != len(query_set):
+            raise ValueError(
+                f"kinds[{kind!r}]: expected a row for each sample, {len(train_set)} and {len(query_set)}, "
+                f"got {len(train_h)} and {len(query_h)}"
+            )
