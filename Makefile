@@ -1,0 +1,38 @@
+# Every target implies `install`: an environment in .venv with the pinned packages and the native modules built.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f)
+
+.PHONY: install pretrain test test-nightly check bench
+.DELETE_ON_ERROR:
+
+install: .venv/built
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt setuptools pybind11 ninja cmake
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[recipes,trt,dev]'
+	touch $@
+
+.venv/built: .venv/installed $(SOURCES)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+pretrain: install
+	$(BIN)/python recipes/pretrain.py +preset=photo_patches
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-nightly: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+
+bench: install
+	$(BIN)/python -m pytest benchmarks

@@ -1,0 +1,12 @@
+// ssl_fast._cpu: one line per function of ops.h. The kernels run without the GIL.
+#include <pybind11/pybind11.h>
+
+#include "ops.h"
+
+namespace py = pybind11;
+using unlocked = py::call_guard<py::gil_scoped_release>;
+
+PYBIND11_MODULE(_cpu, m) {
+  m.def("isa", &ssl_fast::isa);
+  m.def("set_isa", &ssl_fast::set_isa);
+}

@@ -1,0 +1,12 @@
+// ssl_fast._cuda: one line per function of ops.h, the same names as in ssl_fast._cpu. The kernels run without the GIL.
+#include <cuda_runtime_api.h>
+#include <pybind11/pybind11.h>
+
+#include "ops.h"
+
+namespace py = pybind11;
+using unlocked = py::call_guard<py::gil_scoped_release>;
+
+PYBIND11_MODULE(_cuda, m) {
+  m.attr("runtime_version") = CUDART_VERSION;
+}

@@ -1,0 +1,1 @@
+namespace ssl_fast::SSL_FAST_ISA {}
