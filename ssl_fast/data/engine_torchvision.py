@@ -1,0 +1,123 @@
+"""The reference engine: applies the table of parameters with torchvision's arithmetic, vectorised over the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssl_fast.data.colour import apply_to_, grayscale_, jitter_, solarize_
+from ssl_fast.data.resample import blur_, crop_resize
+from ssl_fast.data.views import COLUMN, View
+
+Images = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]  # [N, H, W, C], or N arrays [H, W, C] of any sizes
+
+_CHUNK_ELEMENTS = 1 << 19  # floats worked on at a time: 2 MB stays in the cache
+_MATRIX_PIXELS = 96 * 96  # images up to this size are resized by matrix products
+
+
+class TorchvisionEngine:
+    """Makes views of uint8 images on the CPU.
+
+    Args:
+        views: the views to make, in order.
+        channels: C of the images.
+
+    Raises:
+        ValueError: a view's normalisation or colour operations do not fit the number of channels.
+    """
+
+    def __init__(self, views: Sequence[View], channels: int) -> None:
+        self.views = tuple(views)
+        for view in self.views:
+            check_channels(view, channels)
+
+    def __call__(
+        self,
+        images: Images,
+        table: Tensor,  # [N, V, P], from views.draw
+    ) -> tuple[Tensor, ...]:  # V tensors [N, C, S, S] float32, normalised, channels_last
+        """Applies the table."""
+        return tuple(self._view(images, table[:, position], view) for position, view in enumerate(self.views))
+
+    def _view(
+        self,
+        images: Images,
+        rows: Tensor,  # [N, P]
+        view: View,
+    ) -> Tensor:  # [N, C, S, S]
+        num, channels = len(images), images[0].shape[2]
+        shape = (num, channels, view.size, view.size)
+        result = torch.empty(shape, memory_format=torch.channels_last)
+        chunk = max(1, _CHUNK_ELEMENTS // (channels * view.size**2))
+        for begin in range(0, num, chunk):
+            part, end = rows[begin : begin + chunk], begin + chunk
+            x = _resized(images[begin:end], part, view).div_(255.0)
+            _recolour_(x, part, view)
+            _normalise(x, view, out=result[begin:end])
+        return result
+
+
+def check_channels(view: View, channels: int) -> None:
+    """Raises ValueError when `view` cannot be applied to images of `channels` channels."""
+    if len(view.mean) not in (1, channels):
+        raise ValueError(f"mean, std: expected 1 or {channels} numbers for {channels} channels, got {len(view.mean)}")
+    coloured = view.grayscale > 0 or (view.jitter > 0 and (view.saturation > 0 or view.hue > 0))
+    if coloured and channels not in (1, 3):
+        raise ValueError(f"saturation, hue, grayscale: expected images of 1 or 3 channels, got {channels}")
+
+
+def _resized(
+    images: Images,
+    rows: Tensor,  # [N, P]
+    view: View,
+) -> Tensor:  # [N, C, S, S] float32 in [0, 255]
+    if isinstance(images, np.ndarray) and images.shape[1] * images.shape[2] <= _MATRIX_PIXELS:
+        flip = rows[:, COLUMN["flip"]]
+        return crop_resize(torch.from_numpy(images), rows[:, :4], flip, view.size, view.interpolation)
+    return torch.stack([_resized_one(image, row, view) for image, row in zip(images, rows.tolist(), strict=True)])
+
+
+def _resized_one(
+    image: NDArray[np.uint8],  # [H, W, C]
+    row: list[float],  # [P]
+    view: View,
+) -> Tensor:  # [C, S, S] float32 in [0, 255]
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
+    top, left, height, width = (int(value) for value in row[:4])
+    planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    mode = InterpolationMode(view.interpolation)
+    size = [view.size, view.size]
+    result = functional.resized_crop(planes, top, left, height, width, size, mode, antialias=True)
+    result = result.flip(-1) if row[COLUMN["flip"]] else result
+    return result.float().contiguous()
+
+
+def _recolour_(
+    x: Tensor,  # [N, C, S, S] in [0, 1]
+    rows: Tensor,  # [N, P]
+    view: View,
+) -> None:
+    if view.jitter > 0:
+        jitter_(x, rows, view)
+    if view.grayscale > 0:
+        grayscale_(x, rows)
+    if view.blur > 0:
+        sigma = rows[:, COLUMN["blur"]]
+        blurred = sigma.nonzero()[:, 0]
+        apply_to_(x, blurred, blur_, sigma[blurred])
+    if view.solarize > 0:
+        solarize_(x, rows, view.solarize_threshold)
+
+
+def _normalise(
+    x: Tensor,  # [N, C, S, S], overwritten
+    view: View,
+    out: Tensor,  # [N, C, S, S]
+) -> None:
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (view.mean, view.std))
+    out.copy_(x.sub_(mean).div_(std))
