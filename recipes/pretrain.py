@@ -1,0 +1,140 @@
+"""Stage 1, pretrain: images in, a representation out.
+
+    python recipes/pretrain.py +preset=photo_patches
+    python recipes/pretrain.py method=moco data=arrays data.path=cifar10.npz backbone.cifar_stem=true train.epochs=50
+    torchrun --nproc-per-node 8 recipes/pretrain.py data=image_folder data.root=images train.batch_size=4096
+
+Reads a data set. Writes backbone.safetensors + backbone.json, neighbours.png and result.json into runs/<run>/pretrain.
+The same command again resumes, or says that it is finished.
+"""
+
+from dataclasses import asdict, dataclass, field, make_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ssl_fast.data.loader import Loader, LoaderConfig
+
+from ssl_fast import distributed
+from ssl_fast.config import classes_in, find, launch
+from ssl_fast.data.datasets import open_dataset
+from ssl_fast.data.views import View
+from ssl_fast.eval.features import extract_features, raw_pixels
+from ssl_fast.eval.knn import KNNConfig, knn_accuracy, knn_protocol
+from ssl_fast.eval.monitor import MonitorConfig, knn_monitor
+from ssl_fast.eval.neighbours import save_neighbours
+from ssl_fast.models.backbone import BackboneConfig, build_backbone, save_backbone
+from ssl_fast.train.checkpoint import Checkpoints
+from ssl_fast.train.recipe import run_stage
+from ssl_fast.train.run import Stage
+from ssl_fast.train.tracking import Tracker
+from ssl_fast.train.trainer import TrainConfig, Trainer
+
+METHODS = "ssl_fast.methods.pretrain"
+Pair = tuple[Any, ...]  # features of the training set and of the evaluated split
+
+
+@dataclass
+class PretrainConfig:
+    """Everything that `--help` lists."""
+
+    defaults: list[Any] = field(default_factory=lambda: ["_self_", {"method": "simclr"}, {"data": "photo_patches"}])
+    method: Any = None
+    data: Any = None
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    knn: KNNConfig = field(default_factory=KNNConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    evaluate: str = "test"  # the split that the final kNN is measured on; val while settings are being chosen
+    runs: str = "runs"
+    run: str = ""  # "": made from method, data and the config's hash
+    stage: str = "pretrain"
+
+
+def pretrain(config: PretrainConfig, stage: Stage) -> tuple[dict[str, Any], list[str]]:
+    train_set, test_set = (open_dataset(config.data, split) for split in ("train", config.evaluate))
+    backbone_config = replace(config.backbone, in_channels=train_set.channels)
+    method_class = find(METHODS, config.method.name)
+    views = tuple(replace(v, mean=train_set.mean, std=train_set.std) for v in method_class.views(config.method))
+    eval_view = View("eval", size=views[0].size, crop="center", flip=0.0, mean=train_set.mean, std=train_set.std)
+
+    torch.manual_seed(config.train.seed)
+    method = method_class(config.method, build_backbone(backbone_config))
+    loader = Loader(
+        train_set,
+        views,
+        config.data,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        shuffle=True,
+        drop_last=True,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        device=distributed.initialize(config.train.device),
+    )
+    trainer = Trainer(
+        method,
+        loader,
+        config.train,
+        checkpoints=Checkpoints(stage.path / "checkpoints"),
+        monitor=knn_monitor(train_set, test_set, eval_view, config.monitor, device=loader.device),
+    )
+    kinds: dict[str, Pair | None] = {}
+    if distributed.rank() == 0:
+        kinds["raw_pixels"] = raw_pair(train_set, test_set)
+        kinds["random_init"] = pair(method.backbone, train_set, test_set, eval_view)
+    start = trainer.resume()
+    train = config.train
+    tracker = Tracker(stage.path, train.tensorboard, train.wandb, stage.path.parent.name, asdict(config), start)
+    figures = trainer.fit(tracker)
+    tracker.close()
+    if distributed.rank():
+        return {}, []
+    kinds["learned"] = pair(method.backbone, train_set, test_set, eval_view)
+    save_backbone(stage.path, method.backbone, asdict(eval_view))
+    save_picture(stage.path / "neighbours.png", train_set, test_set, kinds)
+    protocol = knn_protocol(config.knn, "backbone feature h") | {"split": config.evaluate}
+    result = {**knn_scores(kinds, config.knn), **figures, "engine": loader.engine, "knn_protocol": protocol}
+    return result, ["backbone.safetensors", "backbone.json", "neighbours.png"]
+
+
+def pair(backbone: Any, train_set: Any, test_set: Any, view: View) -> Pair:
+    return tuple(extract_features(backbone, data, view) for data in (train_set, test_set))
+
+
+def raw_pair(train_set: Any, test_set: Any) -> Pair | None:
+    """Raw pixels are a baseline only where all images have one size, as arrays have."""
+    return (raw_pixels(train_set), raw_pixels(test_set)) if train_set.arrays is not None else None
+
+
+def knn_scores(kinds: dict[str, Pair | None], knn: KNNConfig) -> dict[str, float | None]:
+    """knn_top1 of the learned features and of both baselines; None where there are no labels."""
+    scores: dict[str, float | None] = {}
+    for kind in ("learned", "random_init", "raw_pixels"):
+        key = "knn_top1" if kind == "learned" else f"knn_top1_{kind}"
+        scores[key] = None
+        if (found := kinds.get(kind)) and found[0].labels is not None and found[1].labels is not None:
+            train, test = found
+            scores[key] = knn_accuracy(train.h, train.labels, test.h, test.labels, knn.k, knn.temperature)["top1"]
+    return scores
+
+
+def save_picture(path: Path, train_set: Any, test_set: Any, kinds: dict[str, Pair | None]) -> None:
+    queries = torch.linspace(0, len(test_set) - 1, 12).long().tolist()
+    shown = {name.replace("_", " "): (found[0].h, found[1].h) for name, found in kinds.items() if found}
+    save_neighbours(path, train_set, test_set, shown, queries)
+
+
+def main(config: PretrainConfig) -> None:
+    distributed.initialize(config.train.device)
+    run_stage(config, (config.method.name, config.data.name), {}, lambda stage: pretrain(config, stage))
+
+
+if __name__ == "__main__":
+    # A data set's options and the loader's stand side by side under `data`.
+    data = {
+        name: make_dataclass(f"{name}_data", [], bases=(found.Config, LoaderConfig))
+        for name, found in classes_in("ssl_fast.data.datasets").items()
+    }
+    methods = {name: found.Config for name, found in classes_in(METHODS).items()}
+    launch(main, PretrainConfig, {"method": methods, "data": data}, Path(__file__).parent / "presets" / "pretrain")

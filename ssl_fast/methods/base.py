@@ -1,0 +1,75 @@
+"""The contract between a method and the training loop.
+
+A method is one file with one `Method`. Its work is split at the embeddings, because that is where exact gradient
+accumulation cuts a step in two (GradCache, Gao et al. 2021, arXiv:2101.06983): rows can be embedded a microbatch at a
+time, while a loss that couples samples must see all of them at once.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_fast.data.views import Batch, View
+from ssl_fast.models.backbone import Backbone
+
+
+class Method(nn.Module):
+    """Base of all methods: a backbone, what is put on top of it, and the loss.
+
+    Attributes:
+        config: the method's own `Config` (a dataclass nested in the class; defaults are the paper's).
+        backbone: what is evaluated, saved and exported: images [N, C, H, W] -> features [N, F].
+        group: the process group whose ranks share the global batch; None for one process.
+        stacked_views: run views of equal size as one batch through a network (faster; batch statistics are then
+            those of all views together).
+    """
+
+    Config: type
+    stacked_views: bool = True
+    group: Any = None
+
+    def __init__(self, config: Any, backbone: Backbone) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+
+    @staticmethod
+    def views(config: Any) -> tuple[View, ...]:
+        """The views that the loader must make of every image, in the order of `Batch.views`."""
+        raise NotImplementedError
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """Per-sample rows that need a gradient, each [N, ...]; may be called again on the same rows.
+
+        The first entry is the one watched for collapse.
+        """
+        raise NotImplementedError
+
+    def targets(self, batch: Batch) -> dict[str, Tensor]:
+        """Per-sample rows that never need a gradient (a teacher's), each [N, ...]; called once for each row."""
+        return {}
+
+    def loss(self, embeddings: dict[str, Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
+        """The loss over all rows of this rank, global over `group`, under the key "loss"; other keys are logged."""
+        raise NotImplementedError
+
+    def before_step(self, progress: float) -> None:
+        """Called once before an optimiser step; `progress` in [0, 1] is the share of all steps done."""
+
+    def after_step(self, progress: float) -> None:
+        """Called once after an optimiser step that was not skipped: teacher updates, queue writes, centres."""
+
+    def forward(self, batch: Batch, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One whole step through the wrapper's hooks (DDP, FSDP): the embeddings and the losses."""
+        embeddings = {**self.embed(batch), **self.targets(batch)}
+        return embeddings, self.loss(embeddings, batch, progress)
+
+    def through(self, module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Applies a module to several views, as one batch where `stacked_views` allows it."""
+        same_shape = all(x.shape == inputs[0].shape for x in inputs)
+        if not (self.stacked_views and same_shape) or len(inputs) == 1:
+            return tuple(module(x) for x in inputs)
+        stacked: Tensor = module(torch.cat(list(inputs)))
+        return stacked.chunk(len(inputs))

@@ -1,0 +1,1 @@
+"""Pretraining methods: representations from images, mostly without labels."""

@@ -1,0 +1,58 @@
+"""The optimiser of a method: which one, its hyper-parameters, and its parameter groups."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass
+class OptimizerConfig:
+    """Optimiser and learning-rate schedule; each method's `Config` holds the paper's values.
+
+    `lr` is for a batch of 256 and is multiplied by batch / 256 (`lr_scaling="linear"`, Goyal et al. 2017,
+    arXiv:1706.02677), by its square root ("sqrt") or not at all ("none").
+    """
+
+    name: str = "sgd"  # sgd | lars | adamw
+    lr: float = 0.03
+    lr_scaling: str = "linear"
+    final_lr: float = 0.0  # where the cosine ends, as a share of lr
+    warmup_epochs: float = 0.0
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-4
+    trust_coefficient: float = 0.001
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: weights, which decay, and biases and norms (one-dimensional), which do not.
+
+    The second carries `adapt=False`: LARS leaves its learning rate alone, as SimCLR and BYOL do.
+    """
+    trained = [p for _, p in named if p.requires_grad]
+    weights = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0, "adapt": False},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(
+    config: OptimizerConfig, named: Iterable[tuple[str, nn.Parameter]], lr: float
+) -> torch.optim.Optimizer:
+    """The optimiser over `parameter_groups(named)` at learning rate `lr`."""
+    groups = parameter_groups(named, config.weight_decay)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=config.betas)
+    if config.name == "lars":
+        from ssl_fast.optim.lars import LARS
+
+        return LARS(groups, lr=lr, momentum=config.momentum, trust_coefficient=config.trust_coefficient)
+    raise ValueError(f"optimizer.name: expected sgd, lars or adamw, got {config.name!r}")

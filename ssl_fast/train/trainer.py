@@ -1,0 +1,320 @@
+"""The training loop: epochs of steps over a loader, with checkpoints, a monitor, a tracker and early warnings.
+
+Plain PyTorch: one process, or several under torchrun with DDP. Everything random is a function of (seed, epoch, step,
+sample), so a run resumed from a checkpoint ends with the same bits as one that was never interrupted (same hardware and
+number of threads).
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ssl_fast import distributed
+from ssl_fast.data.loader import Loader
+from ssl_fast.data.views import Batch
+from ssl_fast.methods.base import Method
+from ssl_fast.optim.config import build_optimizer
+from ssl_fast.optim.schedule import scaled_lr, warmup_cosine
+from ssl_fast.train.checkpoint import Checkpoints
+from ssl_fast.train.precision import choose_precision
+from ssl_fast.train.run import Signals
+from ssl_fast.train.step import Step, StepOutcome
+from ssl_fast.train.stopwatch import Stopwatch
+from ssl_fast.train.tracking import Progress, Tracker
+
+log = logging.getLogger(__name__)
+Monitor = Callable[[nn.Module], dict[str, float]]
+
+MAX_SKIPPED_IN_A_ROW = 3
+COLLAPSED_STD = 0.1  # of a unit embedding's coordinates times sqrt(D): 1 when spread evenly, 0 when all rows agree
+
+
+@dataclass
+class TrainConfig:
+    """How to train; what to optimise with is the method's (`method.optimizer`)."""
+
+    epochs: int = 100
+    batch_size: int = 256  # global: the sum over ranks
+    microbatch: int = 0  # samples embedded at a time on a rank; 0: all of them
+    precision: str = "auto"  # auto | fp32 | bf16 | fp16
+    clip_grad_norm: float = 0.0  # 0: no clipping
+    channels_last: bool = True
+    stacked_views: bool = True
+    sync_batchnorm: bool = False
+    compile: bool = False
+    device: str = "auto"
+    threads: int = 0  # of this process on a CPU; 0: torch's choice
+    seed: int = 0
+    log_every: int = 10  # steps
+    monitor_every: int = 1  # epochs; 0: never
+    checkpoint_every: int = 1  # epochs
+    checkpoint_steps: int = 0  # steps; 0: only at the end of epochs
+    tensorboard: bool = False
+    wandb: str = "off"  # off | offline | online
+
+
+class Interrupted(Exception):  # noqa: N818  it is no error, like KeyboardInterrupt
+    """SIGTERM or SIGINT arrived; the checkpoint is written. `exit_code` is what the process should end with."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"interrupted by signal {signal_number}")
+        self.exit_code = 128 + signal_number
+
+
+class Trainer:
+    """Trains a method on a loader's batches.
+
+    Args:
+        method: built with the same seed on every rank.
+        loader: this rank's slices of the global batches.
+        checkpoints: where to resume from and save to; None trains without.
+        monitor: called with the backbone every `monitor_every` epochs; its numbers are logged.
+
+    Raises:
+        ValueError: for settings that cannot work, in one sentence.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        loader: Loader,
+        config: TrainConfig,
+        *,
+        checkpoints: Checkpoints | None = None,
+        monitor: Monitor | None = None,
+    ) -> None:
+        _check(config)
+        self.config = config
+        self.device = distributed.initialize(config.device)
+        self.loader = loader
+        self.checkpoints = checkpoints
+        self.tracker: Tracker | None = None
+        self.monitor = monitor
+        self.method = self._prepare(method)
+        self.optimizer_config = method.config.optimizer
+        self.base_lr = scaled_lr(self.optimizer_config.lr, config.batch_size, self.optimizer_config.lr_scaling)
+        self.optimizer = build_optimizer(self.optimizer_config, self.method.named_parameters(), self.base_lr)
+        self.stopwatch = Stopwatch(self.device)
+        self.step_runner = Step(
+            self.method,
+            self.optimizer,
+            microbatch=config.microbatch,
+            precision=choose_precision(config.precision, self.device),
+            clip_grad_norm=config.clip_grad_norm,
+            device=self.device,
+            stopwatch=self.stopwatch,
+        )
+        self.total_steps = config.epochs * len(loader)
+        self.step = 0
+        self.seconds = 0.0  # in steps: without monitor and checkpoints
+        self.skipped = 0
+        self.skipped_in_a_row = 0
+        self.logged: dict[str, float] = {}
+
+    def fit(self, tracker: Tracker | None = None) -> dict[str, Any]:
+        """Trains from where it stands (see `resume`) to the end and returns the run's figures.
+
+        Args:
+            tracker: gets the metrics; None drops them.
+
+        Raises:
+            Interrupted: after SIGTERM or SIGINT, once the checkpoint is written.
+            RuntimeError: three steps in a row had a loss or gradient that was not finite.
+        """
+        self.tracker = tracker
+        progress = Progress(self.total_steps, self.step)
+        self.last_shown = self.step
+        with Signals() as signals:
+            for epoch in range(self.step // len(self.loader), self.config.epochs):
+                self._epoch(epoch, progress, signals)
+        progress.close()
+        return {
+            "steps": self.step,
+            "skipped_steps": self.skipped,
+            "train_seconds": self.seconds,
+            "images_per_second": self.step * self.config.batch_size / max(self.seconds, 1e-9),
+            **self.logged,
+        }
+
+    def resume(self) -> int:
+        """Goes to the newest good checkpoint, where there is one; returns the step that training continues from."""
+        found = self.checkpoints.load(self.device) if self.checkpoints else None
+        if found is None:
+            return self.step
+        state, path = found
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step_runner.scale.load_state_dict(state["scale"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.logged = dict(state["logged"])
+        if distributed.rank() == 0:
+            log.info("resumed from %s at step %d", path.name, self.step)
+        return self.step
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint holds."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "logged": self.logged,
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scale": self.step_runner.scale.state_dict(),
+        }
+
+    def _prepare(self, method: Method) -> Method:
+        config = self.config
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        method.group = distributed.world()
+        method.stacked_views = config.stacked_views
+        if config.sync_batchnorm:
+            if self.device.type != "cuda":
+                raise ValueError("train.sync_batchnorm: expected a GPU (torch has no SyncBatchNorm on the CPU)")
+            method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        method = method.to(self.device, memory_format=memory_format).train()
+        if config.compile:
+            method.backbone.compile()
+        self._say_whose_statistics(method)
+        return method
+
+    def _say_whose_statistics(self, method: Method) -> None:
+        split = self.config.microbatch or distributed.world_size() > 1
+        if not split or not any(isinstance(m, _BatchNorm) for m in method.modules()) or distributed.rank():
+            return
+        rows = self.config.microbatch or -(-self.config.batch_size // distributed.world_size())
+        log.warning(
+            "batch normalisation uses the statistics of each %s of %d images, not of the whole batch of %d",
+            "microbatch" if self.config.microbatch else "rank's part",
+            rows,
+            self.config.batch_size,
+        )
+
+    def _epoch(self, epoch: int, progress: Progress, signals: Signals) -> None:
+        start = self.step - epoch * len(self.loader)
+        begun = time.perf_counter()
+        self.stopwatch.lap("start")
+        for batch in self.loader.epoch(epoch, start):
+            self.stopwatch.lap("data")
+            outcome = self._one_step(batch)
+            self._watch(outcome, progress, epoch)
+            if self._due():
+                self.seconds += time.perf_counter() - begun
+                self._save()
+                begun = time.perf_counter()
+            if not distributed.all_agree(signals.received is None, self.method.group):
+                self.seconds += time.perf_counter() - begun
+                self._save()
+                raise Interrupted(signals.received or signal.SIGTERM)
+            self.stopwatch.lap("start")
+        self.seconds += time.perf_counter() - begun
+        self._after_epoch(epoch)
+
+    def _one_step(self, batch: Batch) -> StepOutcome:
+        lr = warmup_cosine(
+            self.step,
+            self.total_steps,
+            warmup=min(round(self.optimizer_config.warmup_epochs * len(self.loader)), self.total_steps),
+            base=self.base_lr,
+            final=self.base_lr * self.optimizer_config.final_lr,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        batch = batch.to(self.device, non_blocking=True)
+        seed = (self.config.seed << 40) ^ (self.step << 8) ^ distributed.rank()
+        outcome = self.step_runner(batch, self.step / self.total_steps, seed)
+        self.step += 1
+        return outcome
+
+    def _due(self) -> bool:
+        every = self.config.checkpoint_steps
+        return every > 0 and self.step % every == 0
+
+    def _watch(self, outcome: StepOutcome, progress: Progress, epoch: int) -> None:
+        self._count_skipped(outcome)
+        if self.step % self.config.log_every and self.step != self.total_steps:
+            return
+        values = {name: float(value) for name, value in outcome.losses.items()}
+        values["embedding_std"] = embedding_std(outcome.watched)
+        if values["embedding_std"] < COLLAPSED_STD and distributed.rank() == 0:
+            log.warning(
+                "step %d: the embeddings are collapsing (std %.3f of 1): lower the learning rate or check the views",
+                self.step,
+                values["embedding_std"],
+            )
+        times = self.stopwatch.collect()
+        total = sum(times.values()) or 1.0
+        self.logged = dict(values)
+        values |= {f"time_{name}": seconds / total for name, seconds in times.items()}
+        values["lr"] = self.optimizer.param_groups[0]["lr"]
+        values["grad_norm"] = float(outcome.grad_norm)
+        if self.tracker:
+            self.tracker.log(self.step, epoch=epoch, **values)
+        images = (self.step - self.last_shown) * self.config.batch_size
+        self.last_shown = self.step
+        progress.update(self.step, images, times, loss=values["loss"], lr=values["lr"])
+
+    def _count_skipped(self, outcome: StepOutcome) -> None:
+        if outcome.finite:
+            self.skipped_in_a_row = 0
+            return
+        self.skipped += 1
+        if self.step_runner.scale.can_shrink():
+            return  # fp16 is looking for its scale
+        self.skipped_in_a_row += 1
+        log.warning("step %d skipped: its loss or a gradient was not finite", self.step)
+        if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+            raise RuntimeError(
+                f"stopped at step {self.step}: {MAX_SKIPPED_IN_A_ROW} steps in a row had a loss or gradient that was "
+                "not finite; lower the learning rate, or use train.precision=fp32"
+            )
+
+    def _after_epoch(self, epoch: int) -> None:
+        last = epoch + 1 == self.config.epochs
+        every = self.config.monitor_every
+        if self.monitor and every and ((epoch + 1) % every == 0 or last) and distributed.rank() == 0:
+            figures = self.monitor(self.method.backbone)
+            if self.tracker:
+                self.tracker.log(self.step, epoch=epoch, **figures)
+            log.info("epoch %d: %s", epoch + 1, ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        if (epoch + 1) % self.config.checkpoint_every == 0 or last:
+            self._save()
+
+    def _save(self) -> None:
+        if self.checkpoints and distributed.rank() == 0:
+            self.checkpoints.save(self.step, self.state())
+        distributed.barrier(self.method.group)
+
+
+def embedding_std(z: Tensor) -> float:  # z: [N, D]
+    """Mean standard deviation of the coordinates of unit rows, times sqrt(D): about 1 spread out, 0 collapsed.
+
+    Reference: Chen and He 2020, arXiv:2011.10566, section 4.1.
+    """
+    unit = nn.functional.normalize(z.detach().float().flatten(1), dim=1)
+    return float(unit.std(dim=0).mean() * unit.shape[1] ** 0.5)
+
+
+def _check(config: TrainConfig) -> None:
+    smallest = 2 * distributed.world_size()
+    if config.batch_size < smallest:
+        raise ValueError(
+            f"train.batch_size: expected at least {smallest} (two images on each rank: one alone has nothing to be "
+            f"compared with), got {config.batch_size}"
+        )
+    for name in ("epochs", "log_every", "checkpoint_every"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"train.{name}: expected at least 1, got {getattr(config, name)}")
+    if config.microbatch < 0 or config.microbatch == 1:
+        raise ValueError(f"train.microbatch: expected 0 (off) or at least 2, got {config.microbatch}")
