@@ -60,7 +60,7 @@ def nearest_neighbours(
     train_z, query_z = F.normalize(train_h.float(), dim=1), F.normalize(query_h.float(), dim=1)
     rows = max(1, min(_QUERY_TILE, workspace // 4))
     columns = max(1, workspace // 4 // rows)
-    found = [_search(train_z, tile, k, columns) for tile in query_z.split(rows)]
+    found = [_search(train_z, tile, k, columns) for tile in torch.split(query_z, rows)]
     if not found:
         return query_z.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=query_z.device)
     return torch.cat([similarity for similarity, _ in found]), torch.cat([index for _, index in found])
@@ -98,7 +98,7 @@ def knn_predict(
     tile = max(1, workspace // 8 // num_classes)
     ranked = [
         _vote(s, labels[i], temperature, num_classes)[:, :num_ranked]
-        for s, i in zip(similarity.split(tile), index.split(tile), strict=True)
+        for s, i in zip(torch.split(similarity, tile), torch.split(index, tile), strict=True)
     ]
     return torch.cat(ranked) if ranked else index.new_empty(0, num_ranked)
 
@@ -167,7 +167,7 @@ def _search(
     where = torch.empty(len(query_z), 0, dtype=torch.int64, device=query_z.device)
     for begin in range(0, len(train_z), columns):
         value, index = _stable_topk(query_z @ train_z[begin : begin + columns].T, k)
-        # Earlier tiles hold smaller indices and come first in the concatenation: a stable sort keeps that order in ties.
+        # Earlier tiles hold smaller indices and come first in the concatenation: a stable sort keeps it in ties.
         value, order = torch.cat([best, value], 1).sort(dim=1, descending=True, stable=True)
         where = torch.cat([where, index + begin], 1).gather(1, order)[:, :k]
         best = value[:, :k]

@@ -150,12 +150,13 @@ def _sgd(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(config.seed)
     for _ in range(config.epochs):
-        for rows in torch.randperm(len(z), generator=generator).to(z.device).split(config.batch_size):
+        order = torch.randperm(len(z), generator=generator).to(z.device)
+        for rows in torch.split(order, config.batch_size):
             logits = F.linear(z[rows], torch.cat(weights), torch.cat(biases)).view(-1, num_classes)  # [B * S, C]
             # The mean over B * S, times S, is the sum of each head's own mean loss: heads do not see each other.
             loss = F.cross_entropy(logits, y[rows].repeat_interleave(len(settings))) * len(settings)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     return [weight.detach() for weight in weights], [bias.detach() for bias in biases]
@@ -186,7 +187,7 @@ def _logistic(
             total = penalty * weight.square().sum()
             total.backward()  # type: ignore[no-untyped-call]
             total = total.detach()
-            for rows, labels in zip(z.split(_ROWS), y.split(_ROWS), strict=True):  # logits of a few rows at a time
+            for rows, labels in zip(torch.split(z, _ROWS), torch.split(y, _ROWS), strict=True):
                 loss = F.cross_entropy(F.linear(rows, weight, bias), labels, reduction="sum") / len(z)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
@@ -230,7 +231,7 @@ def _logits(
     head: nn.Linear,
     h: Tensor,  # [Q, F]
 ) -> Tensor:
-    return torch.cat([head(rows) for rows in h.to(head.weight.device).split(_ROWS)])
+    return torch.cat([head(rows) for rows in torch.split(h.to(head.weight.device), _ROWS)])
 
 
 def _accuracy(
@@ -263,7 +264,7 @@ def _stratified_split(
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     labels = y.cpu()
     held = []
-    for c in labels.unique():
+    for c in sorted(set(labels.tolist())):
         rows = order[labels[order] == c]
         held.append(rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)])
     kept = torch.zeros(len(y), dtype=torch.bool)

@@ -70,7 +70,7 @@ def knn_monitor(
         if labelled and train.h.isfinite().all():
             test = features(test_part)
             scores = knn_accuracy(train.h, train.labels, test.h, test.labels, config.k, config.temperature)
-            values["knn_top1"] = scores["top1"]
+            values["knn_top1"] = float(scores["top1"])
         return values
 
     return monitor
@@ -86,7 +86,7 @@ def feature_std(
 
     Reference: Chen & He 2021, arXiv:2011.10566, Section 4.1.
     """
-    return F.normalize(h.double(), dim=1).std(0, correction=0).mean().item() * h.shape[1] ** 0.5
+    return float(F.normalize(h.double(), dim=1).std(0, correction=0).mean()) * h.shape[1] ** 0.5
 
 
 def rankme(
@@ -102,7 +102,7 @@ def rankme(
     gram = rows.T @ rows if len(h) > h.shape[1] else rows @ rows.T
     singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     share = singular / singular.sum().clamp_min(torch.finfo(singular.dtype).tiny) + 1e-7
-    return (-(share * share.log()).sum()).exp().item()
+    return float((-(share * share.log()).sum()).exp())
 
 
 class Subset:

@@ -1,0 +1,1 @@
+"""Fine-tuning methods: a backbone and a head, trained with labels."""
