@@ -1,0 +1,112 @@
+"""What a data set is: numbered uint8 images, perhaps with labels."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]  # [H, W, C]
+Labels = NDArray[np.int64]  # [N]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Dataset(ABC):
+    """A split of a data set.
+
+    Attributes:
+        labels: [N] class numbers, or None.
+        classes: the class names.
+        channels: C of every image.
+        mean, std: per channel, of values in [0, 1].
+        arrays: [N, H, W, C] when every image is in memory and of one size, else None.
+        names: file names, or None.
+    """
+
+    labels: Labels | None = None
+    classes: list[str] = []
+    channels: int = 3
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    arrays: NDArray[np.uint8] | None = None  # [N, H, W, C]
+    names: list[str] | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, i: int) -> Image:
+        """Image i, uint8 [H, W, C]."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes when the content does."""
+
+    def fetch(
+        self,
+        index: NDArray[np.int64],  # [N]
+    ) -> tuple[NDArray[np.uint8] | list[Image], NDArray[np.int64]]:
+        """The images of `index`, and the numbers of the samples really read (another where a file broke)."""
+        if self.arrays is not None:
+            return self.arrays[index], index
+        return [self.read(int(i)) for i in index], index
+
+
+class ArrayDataset(Dataset):
+    """Images in memory (or memory-mapped), all of one size.
+
+    Args:
+        images: [N, H, W, C] uint8.
+        labels: [N] or None.
+        classes: class names; class numbers as text when empty.
+        normalisation: (mean, std) per channel; measured from the images when None.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],  # [N, H, W, C]
+        labels: Labels | None,  # [N]
+        classes: Sequence[str],
+        normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    ) -> None:
+        self.arrays, self.labels, self.channels = images, labels, images.shape[3]
+        num_classes = 0 if labels is None or not len(labels) else int(labels.max()) + 1
+        self.classes = list(classes) or [str(number) for number in range(num_classes)]
+        if num_classes > len(self.classes):
+            raise ValueError(f"classes: expected at least {num_classes} names for the labels, got {len(self.classes)}")
+        self.mean, self.std = normalisation or measure(images)
+
+    def __len__(self) -> int:
+        assert self.arrays is not None
+        return len(self.arrays)
+
+    def read(self, i: int) -> Image:
+        assert self.arrays is not None
+        return np.asarray(self.arrays[i])
+
+    def fingerprint(self) -> str:
+        assert self.arrays is not None
+        digest = hashlib.sha256(f"{self.arrays.shape} {self.classes}".encode())
+        for begin in range(0, len(self.arrays), 4096):
+            digest.update(np.ascontiguousarray(self.arrays[begin : begin + 4096]))
+        if self.labels is not None:
+            digest.update(np.ascontiguousarray(self.labels))
+        return digest.hexdigest()
+
+
+def measure(
+    images: NDArray[np.uint8],  # [N, H, W, C]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, of values in [0, 1]; over at most 10,000 evenly spaced images."""
+    if not images.size:
+        raise ValueError("images: expected at least one image to measure mean and std, got none")
+    sample = images[:: max(1, len(images) // 10_000)].reshape(-1, images.shape[3])
+    counts = np.stack([np.bincount(channel, minlength=256) for channel in sample.T])  # [C, 256]
+    levels = np.arange(256) / 255.0
+    mean = counts @ levels / len(sample)
+    std = np.sqrt(counts @ levels**2 / len(sample) - mean**2)
+    return tuple(mean.round(4).tolist()), tuple(np.maximum(std, 1e-3).round(4).tolist())

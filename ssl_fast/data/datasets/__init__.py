@@ -1,0 +1,55 @@
+"""The data sets: one module each, the CLI value is the module's name. Adding one is adding a file."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+
+from ssl_fast.data.dataset import Dataset
+
+
+def names() -> list[str]:
+    """The known data sets."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def dataset_class(name: str) -> Any:
+    """The class of a data set: nested dataclass `Config`, `splits(config)`, and the call (config, split).
+
+    Raises:
+        ValueError: no such data set.
+    """
+    if name not in names():
+        raise ValueError(f"data: expected one of {', '.join(names())}, got {name!r}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    (found,) = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Dataset) and value.__module__ == module.__name__
+    )
+    return found
+
+
+def splits(config: Any) -> tuple[str, ...]:
+    """The splits that `config` has: of "train", "val" and "test"."""
+    found: tuple[str, ...] = dataset_class(config.name).splits(config)
+    return found
+
+
+def open_dataset(config: Any, split: str = "train") -> Dataset:
+    """Opens a split.
+
+    Args:
+        config: the data set's Config (or an OmegaConf node of that structure).
+        split: "train", "val" or "test".
+
+    Raises:
+        ValueError: unknown set or split, or files that are missing or not as expected.
+    """
+    known = splits(config)
+    if split not in known:
+        hint = "; set val_fraction or num_folds" if split == "val" else ""
+        raise ValueError(f"split: {config.name} has {', '.join(known)} here, got {split!r}{hint}")
+    dataset: Dataset = dataset_class(config.name)(config, split)
+    return dataset
