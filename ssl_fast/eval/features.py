@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ssl_fast.data.dataset import Dataset, Image
 from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.data.views import View
 
@@ -43,7 +44,7 @@ class Features:
 
 def extract_features(
     backbone: nn.Module,  # images [N, C, H, W] -> features [N, F]
-    dataset: Any,
+    dataset: Dataset,
     view: View,
     *,
     batch_size: int = 256,
@@ -94,7 +95,7 @@ def extract_features(
     return _assemble(dataset, h, found, _protocol(view, precision))
 
 
-def raw_pixels(dataset: Any) -> Features:
+def raw_pixels(dataset: Dataset) -> Features:
     """The images themselves as features, h [N, H * W * C] in [0, 1]: the baseline that any representation must beat.
 
     Raises:
@@ -134,7 +135,7 @@ def _forward(
 
 
 def _assemble(
-    dataset: Any,
+    dataset: Dataset,
     h: Tensor,  # [len(dataset), F]
     found: Tensor,  # [len(dataset)] bool
     protocol: dict[str, Any],
@@ -148,7 +149,7 @@ def _assemble(
     return Features(rows, labels, names, index, len(dataset) - len(index), protocol)
 
 
-def _equal_sizes(dataset: Any) -> Iterator[Any]:
+def _equal_sizes(dataset: Dataset) -> Iterator[Image]:
     first = None
     for i in range(len(dataset)):
         image = dataset.read(i)  # uint8 [H, W, C]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ssl_fast.data.dataset import Dataset, Image
 from ssl_fast.data.loader import LoaderConfig
 from ssl_fast.data.views import View
-from ssl_fast.eval.features import extract_features
+from ssl_fast.eval.features import Features, extract_features
 from ssl_fast.eval.knn import knn_accuracy
 
 
@@ -30,8 +32,8 @@ class MonitorConfig:
 
 
 def knn_monitor(
-    train_set: Any,
-    test_set: Any,
+    train_set: Dataset,
+    test_set: Dataset,
     view: View,
     config: MonitorConfig | None = None,
     *,
@@ -54,7 +56,7 @@ def knn_monitor(
         raise ValueError(f"k: expected at most {len(train_part)} (the monitor's training samples), got {config.k}")
 
     def monitor(backbone: nn.Module) -> dict[str, float]:
-        def features(part: Subset) -> Any:
+        def features(part: Subset) -> Features:
             return extract_features(
                 backbone,
                 part,
@@ -86,7 +88,7 @@ def feature_std(
 
     Reference: Chen & He 2021, arXiv:2011.10566, Section 4.1.
     """
-    return float(F.normalize(h.double(), dim=1).std(0, correction=0).mean()) * h.shape[1] ** 0.5
+    return float(F.normalize(h.double(), dim=1).std(0, correction=0).mean()) * math.sqrt(h.shape[1])
 
 
 def rankme(
@@ -105,13 +107,13 @@ def rankme(
     return float((-(share * share.log()).sum()).exp())
 
 
-class Subset:
+class Subset(Dataset):
     """Some samples of a data set, as a data set."""
 
     def __init__(
         self,
-        dataset: Any,
-        index: np.ndarray[Any, np.dtype[np.int64]],  # [n] sample numbers
+        dataset: Dataset,
+        index: NDArray[np.int64],  # [n] sample numbers, ascending
     ) -> None:
         self.dataset, self.index = dataset, index
         self.classes, self.channels = dataset.classes, dataset.channels
@@ -121,7 +123,7 @@ class Subset:
         self.names = None if dataset.names is None else [dataset.names[i] for i in index]
 
     @classmethod
-    def sample(cls, dataset: Any, limit: int) -> Subset:
+    def sample(cls, dataset: Dataset, limit: int) -> Subset:
         """At most `limit` samples (0 for all), always the same ones, in the data set's order."""
         size = len(dataset)
         if not 0 < limit < size:
@@ -131,10 +133,24 @@ class Subset:
     def __len__(self) -> int:
         return len(self.index)
 
-    def read(self, i: int) -> Any:
+    def read(self, i: int) -> Image:
         """Image i of the subset, uint8 [H, W, C]."""
         return self.dataset.read(int(self.index[i]))
 
     def fingerprint(self) -> str:
         """The whole set's fingerprint and which part this is."""
         return f"{self.dataset.fingerprint()}[{len(self)}]"
+
+    def fetch(
+        self,
+        index: NDArray[np.int64],  # [n] numbers in the subset
+    ) -> tuple[NDArray[np.uint8] | list[Image], NDArray[np.int64]]:
+        """As the whole set's; where a broken file was replaced by one outside the subset, a fetched one stands in."""
+        images, read = self.dataset.fetch(self.index[index])
+        inside = np.isin(read, self.index)
+        if inside.all():
+            return images, np.searchsorted(self.index, read)
+        if not inside.any():
+            raise RuntimeError("monitor: none of a whole batch of images can be decoded")
+        source = np.where(inside, np.arange(len(read)), np.argmax(inside))
+        return [images[i] for i in source], np.searchsorted(self.index, read[source])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_fast.data.dataset import Dataset
 from ssl_fast.eval.knn import nearest_neighbours
 
 _GREEN, _RED, _PAPER, _INK = (46, 160, 67), (207, 34, 46), (255, 255, 255), (36, 41, 47)
@@ -18,8 +19,8 @@ _FRAME, _GAP, _COLUMN_GAP, _HEADING = 3, 2, 18, 18  # pixels
 
 def save_neighbours(
     path: str | Path,
-    train_set: Any,
-    query_set: Any,
+    train_set: Dataset,
+    query_set: Dataset,
     kinds: Mapping[str, tuple[Tensor, Tensor]],  # name -> (train_h [N, F], query_h [Q, F])
     queries: Sequence[int],
     *,
@@ -71,8 +72,8 @@ def save_neighbours(
 
 
 def _matches(
-    train_set: Any,
-    query_set: Any,
+    train_set: Dataset,
+    query_set: Dataset,
     queries: Sequence[int],
     index: Tensor,  # [len(queries), k]
 ) -> Tensor | None:
@@ -90,7 +91,7 @@ def _paste(picture: Any, image: Any, corner: tuple[int, int], colour: tuple[int,
     picture.paste(image, (x + _FRAME, y + _FRAME))
 
 
-def _thumbnail(dataset: Any, i: int, size: int) -> Any:
+def _thumbnail(dataset: Dataset, i: int, size: int) -> Any:
     """Sample i as an RGB picture of `size` x `size`: the centred square of the image."""
     from PIL import Image, ImageOps
 
@@ -100,8 +101,8 @@ def _thumbnail(dataset: Any, i: int, size: int) -> Any:
 
 
 def _check(
-    train_set: Any,
-    query_set: Any,
+    train_set: Dataset,
+    query_set: Dataset,
     kinds: Mapping[str, tuple[Tensor, Tensor]],
     queries: Sequence[int],
 ) -> None:

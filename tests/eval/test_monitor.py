@@ -87,3 +87,13 @@ def test_without_labels_only_collapse_is_reported(pictures: Any) -> None:
 def test_too_few_samples_for_k(pictures: Any) -> None:
     with pytest.raises(ValueError, match=r"k: expected at most 10 .* got 20"):
         knn_monitor(pictures(), pictures(), VIEW, MonitorConfig(max_train=10))
+
+
+def test_a_subset_never_answers_with_a_sample_outside_it(pictures: Any) -> None:
+    whole = pictures(num=40, broken=(5,))  # the set answers with sample 6 instead
+    part = Subset(whole, np.array([2, 5, 9]))
+    images, read = part.fetch(np.array([1, 2]))
+    assert read.tolist() == [2, 2]
+    assert (images[0] == whole.read(9)).all() and (images[1] == whole.read(9)).all()
+    with pytest.raises(RuntimeError, match="none of a whole batch"):
+        part.fetch(np.array([1]))
