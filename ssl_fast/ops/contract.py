@@ -1,0 +1,144 @@
+"""What every op shares: checks of arguments, the route (eager, compiled, functorch), and gradients that differentiate again."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("mean", "sum", "none")
+_LIBRARY = torch.library.Library("ssl_fast", "FRAGMENT")  # noqa: TOR901 (lives as long as the process)
+
+
+def check_rows(
+    name: str,
+    rows: Tensor,  # [N, D]
+    like: Tensor | None = None,  # [N, D]
+    like_name: str = "",
+) -> None:
+    """Raises ValueError unless `rows` is a floating-point matrix, of the shape and device of `like` where that is given."""
+    if rows.dim() != 2 or not rows.is_floating_point():
+        raise ValueError(f"{name} must be floating point of shape [N, D], got {rows.dtype} of shape {list(rows.shape)}")
+    if like is not None and (rows.shape != like.shape or rows.device != like.device):
+        raise ValueError(
+            f"{name} must have the shape and device of {like_name}, {list(like.shape)} on {like.device}, "
+            f"got {list(rows.shape)} on {rows.device}"
+        )
+
+
+def check_weight(
+    weight: Tensor | None,  # [N]
+    num_rows: int,
+) -> None:
+    """Raises ValueError unless `weight` is None or one floating-point number for each of the N samples."""
+    if weight is not None and (weight.shape != (num_rows,) or not weight.is_floating_point()):
+        raise ValueError(
+            f"weight must be floating point of shape [{num_rows}], one per sample, "
+            f"got {weight.dtype} of shape {list(weight.shape)}"
+        )
+
+
+def check_reduction(reduction: str) -> None:
+    """Raises ValueError unless `reduction` is "mean", "sum" or "none"."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+
+
+def split_temperature(temperature: float | Tensor) -> tuple[Tensor | None, float]:
+    """A temperature as (tensor, 0.0) or as (None, 1 / temperature). A tensor's value is not read: that would stop a stream.
+
+    Raises:
+        ValueError: a number that is not positive, or a tensor that is not a floating-point scalar.
+    """
+    if isinstance(temperature, Tensor):
+        if temperature.dim() != 0 or not temperature.is_floating_point():
+            raise ValueError(
+                "temperature must be a positive number or a floating-point tensor of shape [], "
+                f"got {temperature.dtype} of shape {list(temperature.shape)}"
+            )
+        return temperature, 0.0
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    return None, 1.0 / temperature
+
+
+def inverse_of(
+    temperature: Tensor | None,  # []
+    inv_temperature: float,
+    rows: Tensor,  # [N, D]
+) -> Tensor | float:
+    """What the kernels take: 1 / temperature as a number, or as a tensor beside `rows` in at least fp32."""
+    if temperature is None:
+        return inv_temperature
+    return temperature.detach().to(rows.device, torch.promote_types(rows.dtype, torch.float32)).reciprocal()
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd is to record anything for these inputs."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def under_functorch() -> bool:
+    """Inside torch.func.grad, vmap, jvp ...: they see through plain torch alone."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def under_tracing() -> bool:
+    """Inside torch.compile, torch.export or a dispatch mode: the registered op must be called, not the Python function."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any], autograd: Any = None) -> None:
+    """Registers `ssl_fast::<schema>` for torch.compile. In eager mode nobody calls it: its boundary costs microseconds.
+
+    Args:
+        schema: name, arguments and results in the language of torch.library.
+        function: the op on plain tensors; a result that is None becomes an empty tensor.
+        fake: the same results without data.
+        autograd: an autograd.Function whose `setup_context` and `backward` serve the op too.
+    """
+    name = f"ssl_fast::{schema.split('(')[0]}"
+
+    def run(*args: Any) -> Any:
+        results = function(*args)
+        if isinstance(results, Tensor):
+            return results
+        return tuple(args[0].new_empty(0) if result is None else result for result in results)
+
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(name, fake, lib=_LIBRARY)
+    if autograd is not None:
+        torch.library.register_autograd(
+            name, autograd.backward, setup_context=autograd.setup_context, lib=_LIBRARY
+        )
+
+
+def scaled(
+    gradient: Tensor | None,
+    upstream: Tensor,
+    like: Tensor | None,
+) -> Tensor | None:
+    """A saved gradient times the upstream one, in the dtype of its input. Out of place: the graph may be walked again."""
+    if gradient is None or like is None:
+        return None
+    return (gradient * upstream).to(like.dtype)
+
+
+def differentiable_gradients(
+    reference: Callable[..., Tensor],
+    inputs: Sequence[Tensor | None],
+    upstream: Tensor,
+) -> list[Tensor | None]:
+    """Gradients of `reference(*inputs)` that autograd can differentiate again: the backward pass under `create_graph`."""
+    # Aliases: when one tensor is passed twice, each place gets its own gradient.
+    aliases = [t.view_as(t) if t is not None and t.requires_grad else t for t in inputs]
+    output = reference(*aliases)
+    wanted = [t for t in aliases if t is not None and t.requires_grad]
+    found = iter(torch.autograd.grad(output, wanted, upstream, create_graph=True, allow_unused=True))
+    return [next(found) if t is not None and t.requires_grad else None for t in aliases]
+
+
+def widened(rows: Tensor) -> Tensor:
+    """At least fp32: the plain reference then accumulates as the kernels do."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))

@@ -1,0 +1,94 @@
+"""NT-Xent in plain torch, with the interface and the numerics of the fused kernels, a block of rows at a time.
+
+The positive is left out of the sum, loss = softplus(log l_neg - s_pos), and everything is computed in at least fp32.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_fast.ops.contract import widened
+
+_BLOCK = 1 << 22  # elements of one block of logits
+
+
+def unavailable(*tensors: Tensor) -> str | None:
+    """Plain torch is always usable."""
+    return None
+
+
+def _unit(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
+    """Rows at unit length [N, D] and their clamped norms [N, 1]."""
+    x = widened(x)
+    norm = x.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return (x / norm, norm) if normalize else (x, norm)
+
+
+def _blocks(rows: tuple[int, int], num_columns: int) -> list[Tensor]:
+    index = torch.arange(rows[0], rows[1])
+    return list(index.split(max(1, _BLOCK // max(1, num_columns))))
+
+
+def forward(
+    x: Tensor,  # [N, D]
+    positive: Tensor,  # [N] int64
+    rows: tuple[int, int],
+    inv_temperature: float | Tensor,  # []
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:
+    """Loss [R] and log of the whole normaliser [R] of the rows begin..end."""
+    with torch.autocast(x.device.type, enabled=False):
+        z, _ = _unit(x, normalize)
+        parts = [_loss_block(z, positive, i.to(x.device), inv_temperature) for i in _blocks(rows, len(x))]
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _loss_block(z: Tensor, positive: Tensor, i: Tensor, inv_temperature: float | Tensor) -> tuple[Tensor, Tensor]:
+    s = z[i] @ z.T * inv_temperature  # [I, N]
+    p = positive[i, None]  # [I, 1]
+    s_positive = s.gather(1, p).squeeze(1)
+    log_negative = s.scatter(1, i[:, None], -torch.inf).scatter_(1, p, -torch.inf).logsumexp(1)
+    # threshold: torch's default of 20 would drop log1p(e^-x) where fp64 still sees it.
+    return F.softplus(log_negative - s_positive, threshold=60), torch.logaddexp(log_negative, s_positive)
+
+
+def backward(
+    x: Tensor,  # [N, D]
+    positive: Tensor,  # [N] int64
+    coef: Tensor,  # [N]
+    log_l: Tensor,  # [N]
+    rows: tuple[int, int],
+    inv_temperature: float | Tensor,  # []
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:
+    """d(sum_i coef_i loss_i)/dx of the rows begin..end [R, D], and <z, dz> [R]."""
+    with torch.autocast(x.device.type, enabled=False):
+        z, norm = _unit(x, normalize)
+        anchor = positive.argsort()  # [N]: whose positive a row is
+        state = (z, positive, anchor, coef, log_l)
+        dz = torch.cat([_gradient_block(*state, i.to(x.device), inv_temperature) for i in _blocks(rows, len(x))])
+    mine, norm = z[rows[0] : rows[1]], norm[rows[0] : rows[1]]
+    zdz = (mine * dz).sum(1)
+    if not normalize:
+        return dz, zdz
+    # Below the clamp the norm is a constant: no projection.
+    return (dz - mine * torch.where(norm > 1e-12, zdz[:, None], 0)) / norm, zdz
+
+
+def _gradient_block(
+    z: Tensor,  # [N, D]
+    positive: Tensor,  # [N]
+    anchor: Tensor,  # [N]
+    coef: Tensor,  # [N]
+    log_l: Tensor,  # [N]
+    i: Tensor,  # [I]
+    inv_temperature: float | Tensor,
+) -> Tensor:
+    """dz of the rows `i` [I, D]: what they do as anchors, and what they do as columns of all others."""
+    s = (z[i] @ z.T * inv_temperature).scatter_(1, i[:, None], -torch.inf)
+    p, a = positive[i, None], anchor[i, None]
+    to_row, to_column = s - log_l[i, None], s - log_l
+    # p - 1 at the positives through expm1: p rounded to 1 first would lose it once views align.
+    as_anchor = to_row.exp().scatter_(1, p, to_row.gather(1, p).expm1()) * coef[i, None]
+    as_column = to_column.exp().scatter_(1, a, to_column.gather(1, a).expm1()) * coef
+    return (as_anchor + as_column) @ z * inv_temperature
