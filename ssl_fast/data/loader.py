@@ -1,0 +1,206 @@
+"""Data set + views + engine -> batches.
+
+The order of an epoch is a function of (seed, epoch) and every view of (seed, epoch, sample, view), so the batches are
+the same for any number of workers and ranks, and the loader's state is one integer: the step.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ssl_fast.data.dataset import Dataset
+from ssl_fast.data.engine_torchvision import TorchvisionEngine
+from ssl_fast.data.philox import permutation
+from ssl_fast.data.views import Batch, View
+from ssl_fast.data.workers import Job, in_process, make_batch, start_workers
+
+_SMALL_EPOCH = 1 << 26  # pixels of views per epoch: made in about the time that starting a worker takes
+_AUGMENTED = 4  # a pixel of an augmented view costs about so many of a plain one
+_SHARED_MEMORY = "/dev/shm"
+
+
+@dataclass
+class LoaderConfig:
+    """How batches are made; what is in them does not depend on it.
+
+    Args:
+        engine: "auto", "torchvision" or "dali".
+        workers: processes that make batches; 0 makes them in the training process, -1 chooses.
+        prefetch: batches that each worker makes ahead.
+        start_method: "fork" or "forkserver". A forked worker shares the images in memory and starts at once; it never
+            touches CUDA, and runs on one thread, which is what makes forking a process with threads safe here.
+    """
+
+    engine: str = "auto"
+    workers: int = -1
+    prefetch: int = 4
+    start_method: str = "fork"
+
+
+class Loader:
+    """Batches of views of a data set.
+
+    Args:
+        dataset: what to read.
+        views: the views to make of each sample.
+        config: engine and workers: anything with LoaderConfig's fields.
+        batch_size: samples of the global batch.
+        seed: of order and views.
+        shuffle: a new order each epoch; else ascending.
+        drop_last: leave out the samples that do not fill a batch.
+        rank, world_size: this process takes slice `rank` of each global batch (`np.array_split`: sizes may differ by 1).
+        device: where batches are wanted. For CUDA they are pinned and copied without waiting.
+
+    Attributes:
+        engine, reason: the engine that was chosen, and why.
+        workers: number of processes that make batches.
+        waited: seconds spent waiting for batches; readers reset it.
+
+    Raises:
+        ValueError: an argument is out of its range or does not fit the data set.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        views: Sequence[View],
+        config: Any,
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        drop_last: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.dataset, self.views, self.config = dataset, tuple(views), config
+        self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
+        self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
+        self.waited = 0.0
+        self._check()
+        self.engine, self.reason = choose_engine(config.engine, dataset, self.device)
+        self.workers = self._num_workers() if self.engine == "torchvision" else 0
+        self._source: Any = None  # started on first use, then kept
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:  # [len(dataset)]
+        """The samples of an epoch in order, before they are cut into batches."""
+        return permutation(len(self.dataset), self.seed, epoch) if self.shuffle else np.arange(len(self.dataset))
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from step `start` on. A new call ends the iteration of an earlier one."""
+        order = self.order(epoch)
+        jobs = [Job(self.seed, epoch, self._slice(order, step)) for step in range(start, len(self))]
+        batches = self._batches(jobs)
+        for _ in jobs:
+            began = time.perf_counter()
+            batch = next(batches).to(self.device, non_blocking=True)
+            self.waited += time.perf_counter() - began
+            yield batch
+
+    def close(self) -> None:
+        """Ends the worker processes; the next `epoch` starts new ones."""
+        self._source = None
+
+    def _slice(
+        self,
+        order: NDArray[np.int64],  # [len(dataset)]
+        step: int,
+    ) -> NDArray[np.int64]:  # [n] this rank's samples of a step
+        batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+        return np.array_split(batch, self.world_size)[self.rank]
+
+    def _batches(self, jobs: list[Job]) -> Iterator[Batch]:
+        if self._source is None:
+            self._source = self._start()
+        batches: Iterator[Batch] = self._source(jobs)
+        return batches
+
+    def _start(self) -> Any:
+        if self.engine == "dali":
+            from ssl_fast.data.engine_dali import DaliSource
+
+            return DaliSource(self.dataset, self.views, self.device)
+        maker = make_batch(self.dataset, TorchvisionEngine(self.views, self.dataset.channels))
+        if self.workers == 0:
+            return in_process(maker)
+        pin = self.device.type == "cuda"
+        return start_workers(maker, self.workers, self.config.prefetch, self.config.start_method, pin)
+
+    def _check(self) -> None:
+        if not 1 <= self.batch_size:
+            raise ValueError(f"batch_size: expected a positive number, got {self.batch_size}")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank: expected 0 <= rank < {self.world_size}, got {self.rank}")
+        if not len(self.dataset):
+            raise ValueError("dataset: expected at least one sample, got none")
+        if self.drop_last and self.batch_size > len(self.dataset):
+            raise ValueError(f"batch_size: {self.batch_size} is more than the {len(self.dataset)} samples of the data set")
+        if self.batch_size < self.world_size:
+            raise ValueError(f"batch_size: expected at least one sample for each of {self.world_size} ranks")
+        if self.config.workers < -1 or self.config.prefetch < 1:
+            raise ValueError(
+                f"workers, prefetch: expected workers >= -1 and prefetch >= 1, got {self.config.workers}, "
+                f"{self.config.prefetch}"
+            )
+        if self.config.start_method not in ("fork", "forkserver"):
+            raise ValueError(f"start_method: expected 'fork' or 'forkserver', got {self.config.start_method!r}")
+
+    def _num_workers(self) -> int:
+        wanted: int = self.config.workers
+        if wanted == -1:
+            wanted = self._automatic_workers()
+        return min(wanted, len(self))
+
+    def _automatic_workers(self) -> int:
+        """One core is left to the training; none for little work, or where shared memory could not hold the batches."""
+        sample_pixels = sum(view.size**2 for view in self.views)
+        effort = sum(view.size**2 * (_AUGMENTED if view.crop == "random" else 1) for view in self.views)
+        if self.dataset.arrays is not None and len(self.dataset) * effort < _SMALL_EPOCH:
+            return 0
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        batch_bytes = 4 * self.dataset.channels * sample_pixels * self.batch_size // self.world_size
+        room = shutil.disk_usage(_SHARED_MEMORY).free // 2 if os.path.isdir(_SHARED_MEMORY) else 0
+        return max(min(cores - 1, 16, room // (batch_bytes * (self.config.prefetch + 1) + 1)), 0)
+
+
+def choose_engine(
+    wanted: str,
+    dataset: Dataset,
+    device: torch.device,
+) -> tuple[str, str]:
+    """The engine and the reason for it.
+
+    Raises:
+        ValueError: no such engine.
+        RuntimeError: "dali" was asked for and is not installed, or needs what the data set does not have.
+    """
+    if wanted not in ("auto", "torchvision", "dali"):
+        raise ValueError(f"data.engine: expected 'auto', 'torchvision' or 'dali', got {wanted!r}")
+    if wanted == "torchvision":
+        return "torchvision", "asked for"
+    from ssl_fast.data.engine_dali import unavailable
+
+    obstacle = unavailable(dataset)
+    if wanted == "dali":
+        if obstacle:
+            raise RuntimeError(f"data.engine: dali cannot be used: {obstacle}")
+        return "dali", "asked for"
+    if obstacle:
+        return "torchvision", f"dali cannot be used: {obstacle}"
+    if device.type != "cuda":
+        return "torchvision", "the device is a CPU, where workers scale better than DALI's threads"
+    return "dali", "image files, and a GPU to decode them"
