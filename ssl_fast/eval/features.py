@@ -92,7 +92,8 @@ def extract_features(
             index = batch.index.cpu()
             h[index] = rows.cpu()
             found[index] = True
-    return _assemble(dataset, h, found, _protocol(view, precision))
+    batches.close()
+    return _assemble(dataset, h, found, _protocol(view, precision) | {"engine": batches.engine})
 
 
 def raw_pixels(dataset: Dataset) -> Features:

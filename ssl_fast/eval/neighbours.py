@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_fast.data.dataset import Dataset
+from ssl_fast.eval.features import Features
 from ssl_fast.eval.knn import nearest_neighbours
 
 _GREEN, _RED, _PAPER, _INK = (46, 160, 67), (207, 34, 46), (255, 255, 255), (36, 41, 47)
@@ -21,7 +22,7 @@ def save_neighbours(
     path: str | Path,
     train_set: Dataset,
     query_set: Dataset,
-    kinds: Mapping[str, tuple[Tensor, Tensor]],  # name -> (train_h [N, F], query_h [Q, F])
+    kinds: Mapping[str, tuple[Features | Tensor, Features | Tensor]],  # name -> (of training [N, F], of queries [Q, F])
     queries: Sequence[int],
     *,
     k: int = 6,
@@ -33,9 +34,10 @@ def save_neighbours(
 
     Args:
         path: the file to write.
-        train_set, query_set: data sets whose rows the features are, in order.
-        kinds: features of both sets by the name to print above them ("raw pixels", "random", "learned").
-        queries: rows of the query set to show.
+        train_set, query_set: the data sets that the features are of.
+        kinds: features of both sets by the name to print above them ("raw pixels", "random", "learned"); a tensor has
+            a row for each sample, in order.
+        queries: sample numbers of the query set to show; one without a row (a broken file) is left out.
         k: neighbours of each kind.
         size: side of an image in the picture, pixels.
 
@@ -47,7 +49,7 @@ def save_neighbours(
     """
     from PIL import Image, ImageDraw
 
-    _check(train_set, query_set, kinds, queries)
+    found, queries = _search(train_set, query_set, kinds, queries, k)
     step = size + 2 * _FRAME + _GAP
     block = k * step + _COLUMN_GAP
     picture = Image.new("RGB", (step + _COLUMN_GAP + block * len(kinds), _HEADING + step * len(queries)), _PAPER)
@@ -56,8 +58,7 @@ def save_neighbours(
     for row, query in enumerate(queries):
         _paste(picture, _thumbnail(query_set, query, size), (0, _HEADING + row * step), _PAPER)
     shares = {}
-    for number, (kind, (train_h, query_h)) in enumerate(kinds.items()):
-        index = nearest_neighbours(train_h, query_h[list(queries)], k)[1]
+    for number, (kind, index) in enumerate(found.items()):
         corner = (step + _COLUMN_GAP + number * block, _HEADING)
         right = _matches(train_set, query_set, queries, index)
         for row, column in itertools.product(range(len(queries)), range(k)):
@@ -71,6 +72,39 @@ def save_neighbours(
     return shares
 
 
+def _search(
+    train_set: Dataset,
+    query_set: Dataset,
+    kinds: Mapping[str, tuple[Features | Tensor, Features | Tensor]],
+    queries: Sequence[int],
+    k: int,
+) -> tuple[dict[str, Tensor], list[int]]:
+    """For each kind the sample numbers of the neighbours, [shown queries, k], and the queries that all kinds know."""
+    if not queries or not kinds:
+        raise ValueError(f"queries, kinds: expected at least one of each, got {len(queries)} and {len(kinds)}")
+    if min(queries) < 0 or max(queries) >= len(query_set):
+        raise ValueError(f"queries: expected sample numbers from 0 to {len(query_set) - 1}, got {list(queries)}")
+    rows = {kind: (_rows(kind, a, train_set), _rows(kind, b, query_set)) for kind, (a, b) in kinds.items()}
+    known = set.intersection(*(set(query.index.tolist()) for _, query in rows.values()))
+    shown = [query for query in queries if query in known]
+    if not shown:
+        raise ValueError(f"queries: none of {list(queries)} could be decoded")
+    found = {}
+    for kind, (train, query) in rows.items():
+        position = torch.searchsorted(query.index, torch.tensor(shown))
+        found[kind] = train.index[nearest_neighbours(train.h, query.h[position], k)[1].cpu()]
+    return found, shown
+
+
+def _rows(kind: str, features: Features | Tensor, dataset: Dataset) -> Features:
+    """Features with their sample numbers."""
+    if isinstance(features, Features):
+        return features
+    if len(features) != len(dataset):
+        raise ValueError(f"kinds[{kind!r}]: expected a row for each sample, {len(dataset)}, got {len(features)}")
+    return Features(features, None, None, torch.arange(len(features)))
+
+
 def _matches(
     train_set: Dataset,
     query_set: Dataset,
@@ -81,7 +115,7 @@ def _matches(
     if train_set.labels is None or query_set.labels is None:
         return None
     train_y, query_y = torch.as_tensor(train_set.labels), torch.as_tensor(query_set.labels)
-    return train_y[index.cpu()] == query_y[list(queries)][:, None]
+    return train_y[index] == query_y[list(queries)][:, None]
 
 
 def _paste(picture: Any, image: Any, corner: tuple[int, int], colour: tuple[int, int, int]) -> None:
@@ -98,21 +132,3 @@ def _thumbnail(dataset: Dataset, i: int, size: int) -> Any:
     pixels = dataset.read(i)  # uint8 [H, W, C], C 1 or 3
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
     return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-
-
-def _check(
-    train_set: Dataset,
-    query_set: Dataset,
-    kinds: Mapping[str, tuple[Tensor, Tensor]],
-    queries: Sequence[int],
-) -> None:
-    if not queries or not kinds:
-        raise ValueError(f"queries, kinds: expected at least one of each, got {len(queries)} and {len(kinds)}")
-    if min(queries) < 0 or max(queries) >= len(query_set):
-        raise ValueError(f"queries: expected row numbers from 0 to {len(query_set) - 1}, got {list(queries)}")
-    for kind, (train_h, query_h) in kinds.items():
-        if len(train_h) != len(train_set) or len(query_h) != len(query_set):
-            raise ValueError(
-                f"kinds[{kind!r}]: expected a row for each sample, {len(train_set)} and {len(query_set)}, "
-                f"got {len(train_h)} and {len(query_h)}"
-            )

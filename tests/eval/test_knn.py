@@ -67,7 +67,7 @@ def test_answers_do_not_depend_on_the_workspace() -> None:
     test_h, test_y = clusters(611, 16, 7, seed=5)
     expected = nearest_neighbours(train_h, test_h, 20)[1]
     scores = knn_accuracy(train_h, train_y, test_h, test_y)
-    for workspace in (64, 4096, 100_000):
+    for workspace in (1000, 4096, 100_000):
         assert torch.equal(nearest_neighbours(train_h, test_h, 20, workspace=workspace)[1], expected)
         assert knn_accuracy(train_h, train_y, test_h, test_y, workspace=workspace) == scores
 

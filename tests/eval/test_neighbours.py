@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ssl_fast.eval.features import Features
 from ssl_fast.eval.neighbours import save_neighbours
 
 GREEN, RED, WHITE = (46, 160, 67), (207, 34, 46), (255, 255, 255)
@@ -53,9 +54,20 @@ def test_grey_images_of_any_size(tmp_path: Path, pictures: Any) -> None:
 
 def test_errors_name_the_argument(tmp_path: Path, pictures: Any) -> None:
     train = pictures(num=4)
-    with pytest.raises(ValueError, match=r"kinds\['h'\]: expected a row for each sample, 4 and 4, got 3 and 4"):
+    with pytest.raises(ValueError, match=r"kinds\['h'\]: expected a row for each sample, 4, got 3"):
         save_neighbours(tmp_path / "n.png", train, train, {"h": (torch.eye(3), torch.eye(4))}, [0])
-    with pytest.raises(ValueError, match=r"queries: expected row numbers from 0 to 3"):
+    with pytest.raises(ValueError, match=r"queries: expected sample numbers from 0 to 3"):
         save_neighbours(tmp_path / "n.png", train, train, {"h": (torch.eye(4), torch.eye(4))}, [4])
     with pytest.raises(ValueError, match=r"queries, kinds: expected at least one of each"):
         save_neighbours(tmp_path / "n.png", train, train, {}, [0])
+
+
+def test_samples_without_a_row_are_neither_shown_nor_found(tmp_path: Path, pictures: Any) -> None:
+    train, test = pictures(num=5), pictures(num=3, seed=1)
+    train.labels, test.labels = np.array([0, 1, 1, 0, 0]), np.array([0, 1, 0])
+    h = torch.eye(2)
+    found = Features(h[[0, 1, 0]], None, None, torch.tensor([0, 2, 4])), Features(h[[1]], None, None, torch.tensor([1]))
+    shares = save_neighbours(tmp_path / "n.png", train, test, {"h": found}, [0, 1, 2], k=1, size=10)
+    assert shares == {"h": 1.0}  # query 1, of class 1, finds sample 2, of class 1
+    with pytest.raises(ValueError, match=r"queries: none of \[0, 2\] could be decoded"):
+        save_neighbours(tmp_path / "n.png", train, test, {"h": found}, [0, 2], k=1)
