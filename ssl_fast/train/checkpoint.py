@@ -296,9 +296,14 @@ def _write_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path, map_location: str | torch.device) -> dict[str, Any]:
     """Load tensors and plain values only: a checkpoint whose hashes were made to fit still runs no code."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # torch.load would try its older formats, all of them pickles
+            raise CheckpointError(f"{path.name} is not an archive of torch.save")
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, EOFError):
+    except torch.OutOfMemoryError:
+        raise
+    except (pickle.UnpicklingError, EOFError, RuntimeError):
         raise CheckpointError(f"{path.name} holds more than tensors and plain values") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path.name} holds a {type(state).__name__} and not a dict")
