@@ -166,6 +166,8 @@ def global_mean(
         0-dim tensor.
     """
     factor = gradient_factor(group, grad_reduce)
+    if weight is None and group is None:
+        return per_row.sum() / max(len(per_row), 1)
     if weight is None:
         sums = torch.stack((per_row.sum(), per_row.new_tensor(float(len(per_row)))))
     else:
@@ -173,6 +175,17 @@ def global_mean(
     if group is not None:
         sums = _GlobalSum.apply(sums, group, factor)
     return sums[0] / torch.where(sums[1] == 0, 1, sums[1])
+
+
+def global_sum(
+    per_row: Tensor,  # [n]
+    group: Group = None,
+    grad_reduce: str = "mean",
+) -> Tensor:
+    """The sum over the rows of all ranks, the same on every rank; gradients as in `global_mean`."""
+    factor = gradient_factor(group, grad_reduce)
+    total = per_row.sum()
+    return total if group is None else _GlobalSum.apply(total, group, factor)
 
 
 @torch.no_grad()

@@ -109,9 +109,7 @@ def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any]
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(name, fake, lib=_LIBRARY)
     if autograd is not None:
-        torch.library.register_autograd(
-            name, autograd.backward, setup_context=autograd.setup_context, lib=_LIBRARY
-        )
+        torch.library.register_autograd(name, autograd.backward, setup_context=autograd.setup_context, lib=_LIBRARY)
 
 
 def scaled(

@@ -9,10 +9,13 @@ from types import ModuleType
 
 from torch import Tensor
 
-IMPLEMENTATIONS = ("triton", "cpp", "reference")
-_OPS = ("nt_xent", "info_nce")
-# What `auto` tries, in order. The reference is plain torch and always there.
-_AUTO = {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")}
+# The implementations of each op, in the order in which `auto` tries those of the tensors' device.
+OPS = {
+    "nt_xent": ("triton", "cpp", "reference"),
+    "info_nce": ("triton", "cpp", "reference"),
+    "multi_tensor": ("cuda", "cpp", "reference"),
+}
+_DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",)}
 _taken: dict[str, str] = {}
 
 
@@ -48,12 +51,12 @@ def choose(op: str, impl: str, *tensors: Tensor) -> ModuleType:
         RuntimeError: the implementation asked for is not usable here; the message says why.
     """
     if impl == "auto":
-        for name in _AUTO.get(tensors[0].device.type, ("reference",)):
+        for name in _candidates(op, tensors[0].device.type if tensors else "cpu"):
             found = _usable(op, name, tensors)
             if not isinstance(found, str):
                 _taken[op] = name
                 return found
-    check_impl(impl)
+    check_impl(op, impl)
     found = _usable(op, impl, tensors)
     if isinstance(found, str):
         raise RuntimeError(f"impl={impl!r} of {op} is not available: {found}")
@@ -61,10 +64,16 @@ def choose(op: str, impl: str, *tensors: Tensor) -> ModuleType:
     return found
 
 
-def check_impl(impl: str) -> None:
-    """Raises ValueError unless `impl` is "auto" or the name of an implementation."""
-    if impl != "auto" and impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl must be 'auto' or one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+@lru_cache(maxsize=None)
+def _candidates(op: str, device: str) -> tuple[str, ...]:
+    """What `auto` tries for tensors of this device. The reference is plain torch: it runs anywhere."""
+    return tuple(impl for impl in OPS[op] if device in _DEVICES.get(impl, (device,)))
+
+
+def check_impl(op: str, impl: str) -> None:
+    """Raises ValueError unless `impl` is "auto" or the name of an implementation of this op."""
+    if impl != "auto" and impl not in OPS[op]:
+        raise ValueError(f"impl of {op} must be 'auto' or one of {', '.join(OPS[op])}, got {impl!r}")
 
 
 def backends() -> dict[str, dict[str, str]]:
@@ -76,8 +85,8 @@ def backends() -> dict[str, dict[str, str]]:
         'available'
     """
     table = {}
-    for op in _OPS:
-        found = {impl: _usable(op, impl, ()) for impl in IMPLEMENTATIONS}
+    for op, implementations in OPS.items():
+        found = {impl: _usable(op, impl, ()) for impl in implementations}
         table[op] = {impl: reason if isinstance(reason, str) else "available" for impl, reason in found.items()}
         table[op]["taken"] = _taken.get(op, "none yet")
     return table

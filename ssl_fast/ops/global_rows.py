@@ -1,4 +1,4 @@
-"""The rows of several views and several ranks as one matrix: where this rank's lie in it, and which row is whose positive."""
+"""The rows of two views and several ranks as one matrix: where this rank's lie in it, and which row is whose positive."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -10,18 +10,17 @@ from ssl_fast.distributed import Group, all_gather_rows, gather_sizes
 
 
 class GlobalRows:
-    """All ranks' rows in rank order, M of them; each rank's are its views, one after the other.
+    """All ranks' rows in rank order, M of them; each rank's are its first view, then its second.
 
     Attributes:
         x: [M, D].
         mine: (begin, end) of this rank's R rows.
-        positives: V - 1 permutations [M]; each names one other view of every row's sample.
+        positive: [M] int64, the other view of every row's sample.
     """
 
     def __init__(
         self,
         x: Tensor,  # [R, D]
-        num_views: int,
         group: str,
     ) -> None:
         """`group` is the process group's name (what a registered op can carry), "" for this process alone."""
@@ -31,8 +30,8 @@ class GlobalRows:
         begin = 0 if self.group is None else sum(self.sizes[: self.group.rank()])
         self.mine = (begin, begin + len(x))
         # On a GPU a cached index could be freed under a CUDA graph that still reads it.
-        find = _positives_cached if x.device.type == "cpu" else _positives
-        self.positives = find(tuple(self.sizes), num_views, x.device)
+        find = _positive_cached if x.device.type == "cpu" else _positive
+        self.positive = find(tuple(self.sizes), x.device)
 
     def gather(self, *columns: Tensor) -> Sequence[Tensor]:
         """Numbers per local row, each [R], as numbers over all rows, each [M]: one message."""
@@ -41,15 +40,12 @@ class GlobalRows:
         return all_gather_rows(torch.stack(columns, 1), self.group, self.sizes).T.contiguous().unbind(0)
 
 
-def _positives(sizes: tuple[int, ...], num_views: int, device: torch.device) -> list[Tensor]:
-    shifted: list[list[Tensor]] = [[] for _ in range(num_views - 1)]
-    begin = 0
+def _positive(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    parts, begin = [], 0
     for size in sizes:
-        index = torch.arange(begin, begin + size, device=device)
-        for shift, parts in enumerate(shifted, 1):
-            parts.append(index.roll(-shift * (size // num_views)))
+        parts.append(torch.arange(begin, begin + size, device=device).roll(size // 2))
         begin += size
-    return [torch.cat(parts) for parts in shifted]
+    return torch.cat(parts)
 
 
-_positives_cached = lru_cache(maxsize=8)(_positives)
+_positive_cached = lru_cache(maxsize=8)(_positive)

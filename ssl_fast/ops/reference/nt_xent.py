@@ -64,8 +64,7 @@ def backward(
     """d(sum_i coef_i loss_i)/dx of the rows begin..end [R, D], and <z, dz> [R]."""
     with torch.autocast(x.device.type, enabled=False):
         z, norm = _unit(x, normalize)
-        anchor = positive.argsort()  # [N]: whose positive a row is
-        state = (z, positive, anchor, coef, log_l)
+        state = (z, positive, coef, log_l)
         dz = torch.cat([_gradient_block(*state, i.to(x.device), inv_temperature) for i in _blocks(rows, len(x))])
     mine, norm = z[rows[0] : rows[1]], norm[rows[0] : rows[1]]
     zdz = (mine * dz).sum(1)
@@ -78,7 +77,6 @@ def backward(
 def _gradient_block(
     z: Tensor,  # [N, D]
     positive: Tensor,  # [N]
-    anchor: Tensor,  # [N]
     coef: Tensor,  # [N]
     log_l: Tensor,  # [N]
     i: Tensor,  # [I]
@@ -86,9 +84,9 @@ def _gradient_block(
 ) -> Tensor:
     """dz of the rows `i` [I, D]: what they do as anchors, and what they do as columns of all others."""
     s = (z[i] @ z.T * inv_temperature).scatter_(1, i[:, None], -torch.inf)
-    p, a = positive[i, None], anchor[i, None]
+    p = positive[i, None]  # an involution: also the row whose positive i is
     to_row, to_column = s - log_l[i, None], s - log_l
     # p - 1 at the positives through expm1: p rounded to 1 first would lose it once views align.
     as_anchor = to_row.exp().scatter_(1, p, to_row.gather(1, p).expm1()) * coef[i, None]
-    as_column = to_column.exp().scatter_(1, a, to_column.gather(1, a).expm1()) * coef
+    as_column = to_column.exp().scatter_(1, p, to_column.gather(1, p).expm1()) * coef
     return (as_anchor + as_column) @ z * inv_temperature
