@@ -54,12 +54,12 @@ def image_size(content: bytes, limits: Limits) -> tuple[int, int]:
         warnings.simplefilter("ignore")
         try:
             image = _open(content, limits)
-            upright = image.getexif().get(_ORIENTATION, 1) not in _TURNED
+            turned = _orientation(image) in _TURNED
         except Unreadable:
             raise
         except Exception as error:
             raise Unreadable(_reason(error)) from error
-    return (image.height, image.width) if upright else (image.width, image.height)
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def decode(content: bytes, channels: int, limits: Limits) -> NDArray[np.uint8]:  # [H, W, channels]
@@ -101,7 +101,15 @@ def _upright(image: Any) -> Any:
     from PIL import ImageOps
 
     image.load()
-    return ImageOps.exif_transpose(image)
+    return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+
+
+def _orientation(image: Any) -> Any:
+    """EXIF orientation; 1, upright, where the metadata are damaged or absent: the pixels may be good."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return 1
 
 
 def _eight_bit(image: Any) -> Any:

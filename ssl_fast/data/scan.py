@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,6 @@ from numpy.typing import NDArray
 
 from ssl_fast.data.cache import cache_folder, load_arrays, save_arrays
 from ssl_fast.data.decode import EXTENSIONS, Limits, Unreadable, decode, image_size, read_bytes
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -81,16 +77,6 @@ def scan(root: Path, limits: Limits, full: bool, threads: int = 0) -> Scan:
         }
         save_arrays(path, cached)
     return _sorted_out(root, names, cached["sizes"].astype(np.int64), cached["reasons"].tolist(), fingerprint)
-
-
-def record(path: Path, refused: Sequence[tuple[str, str]]) -> None:
-    """Appends (file, reason) to a quarantine file, one JSON object a line; a file that cannot be written is passed over."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps({"path": name, "reason": reason}) + "\n" for name, reason in refused))
-    except OSError as error:
-        _log.warning("quarantine not written: %s", error)
 
 
 def _fingerprint(root: Path, names: list[str]) -> str:
