@@ -37,7 +37,7 @@ class BackboneConfig:
         in_channels: channels of the images; recipes set it from the data set.
         width: ResNets: channels of the stem and first stage (stages have 1, 2, 4, 8 times that); 0 keeps the model's.
         depth: ResNets: blocks per stage, "1,1,1,1"; empty keeps the model's.
-        norm: "batch", or "group" to replace every BatchNorm2d by GroupNorm, so that samples do not depend on each other.
+        norm: "batch", or "group" to replace every BatchNorm2d by GroupNorm, so that samples stay independent.
         pretrained: timm's published weights (downloaded, or from the hub's cache).
         weights: local .safetensors, .pth or .pt file.
         image_size: side in pixels, for transformers that are built for one size; 0 keeps the model's.
@@ -111,9 +111,15 @@ def _check(config: BackboneConfig) -> None:
     chosen = [name for name in ("cifar_stem", "width", "depth") if getattr(config, name)]
     if chosen and not timm.models.is_model_in_modules(config.name, ["resnet"]):
         raise ValueError(f"backbone.{chosen[0]} is for timm's ResNets, and {config.name} is not one")
+    if (config.cifar_stem or config.width) and timm.get_pretrained_cfg(config.name).first_conv != "conv1":
+        raise ValueError(
+            f"backbone.{chosen[0]} needs a ResNet whose stem is one convolution, such as resnet18, got {config.name}"
+        )
     altered = [name for name in ("width", "depth") if getattr(config, name)] + ["norm"] * (config.norm == "group")
     if config.pretrained and altered:
-        raise ValueError(f"backbone.pretrained: timm's weights of {config.name} do not fit backbone.{altered[0]}; leave one out")
+        raise ValueError(
+            f"backbone.pretrained: the weights of {config.name} do not fit backbone.{altered[0]}; leave one out"
+        )
     if config.pretrained and config.weights:
         raise ValueError("backbone.pretrained and backbone.weights both name weights; give one")
 
@@ -156,7 +162,9 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     if config.cifar_stem or config.width:
         set_stem(model, in_channels=config.in_channels, width=config.width, cifar=config.cifar_stem)
     if config.norm == "group" and not replace_batch_norm(model):
-        raise ValueError(f"backbone.norm=group replaces batch normalisation, and {config.name} has none; leave norm=batch")
+        raise ValueError(
+            f"backbone.norm=group replaces batch normalisation, and {config.name} has none; leave norm=batch"
+        )
     report = load_weights(model, config.weights) if config.weights else None
     return Backbone(model, config, report)
 

@@ -39,13 +39,8 @@ def set_stem(
 ) -> None:
     """Put one convolution in the stem, in place: 7x7 stride 2 before the max pool, or 3x3 stride 1 and no pool.
 
-    Raises:
-        ValueError: when the model's own stem is not a single convolution, so that replacing it would change the family.
-
-    Reference: He et al. 2016, arXiv:1512.03385, Section 4.2; Chen et al. 2020, arXiv:2002.05709, Appendix B.9 (CIFAR stem).
+    Reference: He et al. 2016, arXiv:1512.03385, Section 4.2; Chen et al. 2020, arXiv:2002.05709, Appendix B.9.
     """
-    if not width and not isinstance(model.conv1, nn.Conv2d):
-        raise ValueError("backbone.cifar_stem needs a ResNet whose stem is one convolution, such as resnet18 or resnet50")
     size, stride = (3, 1) if cifar else (7, 2)
     conv = nn.Conv2d(in_channels, width or 64, size, stride=stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")

@@ -48,7 +48,9 @@ class Teacher(nn.Module):
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum must be in [0, 1], got {momentum}")
         ema_update_(*_pairs(dict(self.module.named_parameters()), dict(module.named_parameters())), momentum)
-        for target, source in zip(*_pairs(dict(self.module.named_buffers()), dict(module.named_buffers())), strict=True):
+        for target, source in zip(
+            *_pairs(dict(self.module.named_buffers()), dict(module.named_buffers())), strict=True
+        ):
             target.copy_(source)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 # Wrappers and owners that training codes put before a backbone's own names; tried again until none fits.
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder_q.", "base_encoder.", "encoder.", "student.", "visual.")
+PREFIXES = ("module", "_orig_mod", "backbone", "model", "encoder_q", "base_encoder", "encoder", "student", "visual")
 CONTAINERS = ("state_dict", "model", "model_state_dict")
 REQUIRED = 0.9
 
@@ -80,7 +80,7 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 def strip_prefixes(name: str) -> str:
     """`name` without any of PREFIXES in front, repeatedly."""
-    while any(name.startswith(prefix) for prefix in PREFIXES):
+    while any(name.startswith(f"{prefix}.") for prefix in PREFIXES):
         name = name.split(".", 1)[1]
     return name
 
@@ -107,7 +107,9 @@ def load_weights(model: nn.Module, path: str | Path) -> WeightsReport:
         unexpected=tuple(name for name in found if name not in own),
     )
     if len(matched) < REQUIRED * len(own):
-        raise ValueError(f"backbone.weights: {path} fills {len(matched)} of {len(own)} tensors, at least 90 % needed ({report})")
+        raise ValueError(
+            f"backbone.weights: {path} fills {len(matched)} of {len(own)} tensors, at least 90 % needed ({report})"
+        )
     model.load_state_dict({name: found[name] for name in report.matched}, strict=False)
     logger.info("weights from %s: %s", path, report)
     return report
