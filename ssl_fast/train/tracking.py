@@ -1,6 +1,7 @@
 """What a run tells: metrics.jsonl always, TensorBoard and W&B by one switch each, and a progress bar or plain lines."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -154,7 +155,7 @@ class Progress:
         self._began = self._shown = time.perf_counter()
         self._shown_step = start
         self._times: dict[str, float] = {}
-        self._bar = None if self._silent or not self._stream.isatty() else _bar(total, start, self._stream)
+        self._bar = _bar(total, start, self._stream) if not self._silent and _is_terminal(self._stream) else None
 
     def update(self, step: int, values: dict[str, Any], times: dict[str, float]) -> None:
         """Tell how far training is; call it as often as convenient.
@@ -198,6 +199,11 @@ class Progress:
         shown = [f"{name} {_short(value)}" for name, value in values.items()]
         shown += [f"{rate:,.0f} images/s", *(f"{part} {seconds / whole:.0%}" for part, seconds in self._times.items())]
         return "  ".join(shown)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    """Whether a bar can be drawn; terminals of containers may have no width."""
+    return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
 
 
 def _bar(total: int, start: int, stream: TextIO) -> Any:
