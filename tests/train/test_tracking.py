@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import select
 import sys
 import termios
 import time
@@ -159,6 +160,13 @@ def test_the_last_step_is_told_whatever_the_interval(clock: Clock):
     assert [line[:8] for line in stream.getvalue().splitlines()] == ["step 2/2"]
 
 
+def everything_on(controller: int) -> str:
+    text = b""
+    while select.select([controller], [], [], 0.1)[0]:
+        text += os.read(controller, 65_536)
+    return text.decode()
+
+
 @pytest.mark.parametrize("columns", [120, 0])
 def test_a_terminal_with_a_width_gets_a_bar(columns: int):
     pytest.importorskip("tqdm")
@@ -170,7 +178,7 @@ def test_a_terminal_with_a_width_gets_a_bar(columns: int):
         progress.write("a line of its own")
         progress.update(10, {"loss": 0.25}, {"data": 1.0, "forward": 3.0})
         progress.close()
-        text = os.read(controller, 100_000).decode()
+        text = everything_on(controller)
     os.close(controller)
     assert "a line of its own\r\n" in text
     final = text.rstrip().split("\r")[-1]
