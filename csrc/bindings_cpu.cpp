@@ -1,5 +1,6 @@
 // ssl_fast._cpu: one line per function of ops.h. The kernels run without the GIL.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "ops.h"
 
@@ -9,4 +10,6 @@ using unlocked = py::call_guard<py::gil_scoped_release>;
 PYBIND11_MODULE(_cpu, m) {
   m.def("isa", &ssl_fast::isa);
   m.def("set_isa", &ssl_fast::set_isa);
+  m.def("ema_update", &ssl_fast::ema_update, unlocked());
+  m.def("lars_step", &ssl_fast::lars_step, unlocked());
 }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace ssl_fast {
 
@@ -17,5 +18,32 @@ enum class DType : int { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };
 std::string isa();
 // Forces one for this process; std::invalid_argument where the processor or the build has it not.
 void set_isa(const std::string& name);
+
+// --- Multi-tensor updates (csrc/cpu/multi_tensor.cpp, csrc/cuda/multi_tensor.cu): all tensors of a list in one call ---
+// Tensor i is flat memory of sizes[i] elements, targets[i] and sources[i] (params[i], grads[i], buffers[i]) laid out
+// alike. Equations: ssl_fast/ops/multi_tensor.py. dtype: a DType, the same for all tensors of a list.
+
+using Addresses = std::vector<Address>;
+using Sizes = std::vector<std::int64_t>;
+
+// targets[i] [sizes[i]] <- momentum targets[i] + (1 - momentum) sources[i]
+void ema_update(const Addresses& targets, const Addresses& sources, const Sizes& sizes, int target_dtype,
+                int source_dtype, double momentum, int threads);
+// params[i], buffers[i] [sizes[i]] <- one LARS step; buffers are float64 where dtype is, else float32.
+void lars_step(const Addresses& params, const Addresses& grads, const Addresses& buffers, const Sizes& sizes,
+               const std::vector<bool>& adapt, int dtype, double lr, double momentum, double weight_decay,
+               double trust_coefficient, double eps, bool nesterov, bool clip, int threads);
+
+namespace cuda {
+void ema_update(const Addresses& targets, const Addresses& sources, const Sizes& sizes, int target_dtype,
+                int source_dtype, double momentum, int device, Address stream);
+// Bytes that lars_step needs at `workspace`.
+std::int64_t lars_workspace(const Sizes& sizes);
+// lr_tensor: address of a float64 on the device that replaces lr, or 0.
+void lars_step(const Addresses& params, const Addresses& grads, const Addresses& buffers, const Sizes& sizes,
+               const std::vector<bool>& adapt, int dtype, double lr, Address lr_tensor, double momentum,
+               double weight_decay, double trust_coefficient, double eps, bool nesterov, bool clip, Address workspace,
+               int device, Address stream);
+}  // namespace cuda
 
 }  // namespace ssl_fast

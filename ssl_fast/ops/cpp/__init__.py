@@ -1,0 +1,1 @@
+"""C++ kernels, one module per op, imported on first use: they pass addresses to `ssl_fast._cpu`."""

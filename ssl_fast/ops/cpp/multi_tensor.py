@@ -1,0 +1,60 @@
+"""Whole-model updates in C++ (csrc/cpu/multi_tensor.cpp); `ssl_fast.ops.multi_tensor` has the equations."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ssl_fast.ops.reference.multi_tensor import LarsSettings
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # DType in csrc/ops.h
+
+
+def unavailable(*tensors: Tensor) -> str | None:
+    """Why the kernels cannot take these tensors, or None."""
+    try:
+        from ssl_fast import _cpu  # noqa: F401
+    except ImportError as error:
+        return f"ssl_fast._cpu was not built ({error})"
+    for t in tensors:
+        if t.device.type != "cpu":
+            return f"it takes CPU tensors, got one on {t.device}"
+        if t.dtype not in _DTYPES:
+            return f"it takes float32, float64, bfloat16 and float16, got {t.dtype}"
+        if type(t) not in (Tensor, torch.nn.Parameter):
+            return f"it takes plain tensors, got a {type(t).__name__}"
+    return "torch.compile traces the reference" if torch.compiler.is_compiling() else None
+
+
+def ema_update_(
+    targets: Sequence[Tensor],  # each flat in memory, one dtype, updated in place
+    sources: Sequence[Tensor],  # the same shapes and layouts, one dtype
+    momentum: float,
+) -> None:
+    """t <- m t + (1 - m) s."""
+    from ssl_fast import _cpu
+
+    if targets:
+        dtypes = _DTYPES[targets[0].dtype], _DTYPES[sources[0].dtype]
+        sizes = [t.numel() for t in targets]
+        _cpu.ema_update(_addresses(targets), _addresses(sources), sizes, *dtypes, momentum, torch.get_num_threads())
+
+
+def lars_step_(
+    params: Sequence[Tensor],  # each flat in memory, one dtype, updated in place
+    grads: Sequence[Tensor],  # the same shapes, layouts and dtype
+    buffers: Sequence[Tensor],  # the same shapes and layouts, fp32 (fp64 for fp64 parameters), updated in place
+    adapt: Sequence[bool],
+    settings: LarsSettings,
+) -> None:
+    """One LARS step."""
+    from ssl_fast import _cpu
+
+    if params:
+        lists = _addresses(params), _addresses(grads), _addresses(buffers), [p.numel() for p in params]
+        lr, *others = settings
+        _cpu.lars_step(*lists, adapt, _DTYPES[params[0].dtype], float(lr), *others, torch.get_num_threads())
+
+
+def _addresses(tensors: Sequence[Tensor]) -> list[int]:
+    return [t.data_ptr() for t in tensors]

@@ -1,0 +1,80 @@
+"""Whole-model updates in CUDA (csrc/cuda/multi_tensor.cu); `ssl_fast.ops.multi_tensor` has the equations.
+
+EMA is one launch and LARS two for every 1024 or 832 tensors. They run on the current stream without synchronising, so
+a CUDA graph captures them (after one eager call, which loads the kernels).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ssl_fast.ops.reference.multi_tensor import LarsSettings
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # DType in csrc/ops.h
+
+
+def unavailable(*tensors: Tensor) -> str | None:
+    """Why the kernels cannot take these tensors, or None."""
+    try:
+        from ssl_fast import _cuda  # noqa: F401
+    except ImportError as error:
+        return f"ssl_fast._cuda was not built ({error})"
+    if not tensors:
+        return None if torch.cuda.is_available() else "no CUDA device"
+    device = tensors[0].device
+    for t in tensors:
+        if t.device.type != "cuda" or t.device != device:
+            return f"it takes tensors of one CUDA device, got {device} and {t.device}"
+        if t.dtype not in _DTYPES:
+            return f"it takes float32, float64, bfloat16 and float16, got {t.dtype}"
+        if type(t) not in (Tensor, torch.nn.Parameter):
+            return f"it takes plain tensors, got a {type(t).__name__}"
+    return "torch.compile traces the reference" if torch.compiler.is_compiling() else None
+
+
+def ema_update_(
+    targets: Sequence[Tensor],  # each flat in memory, one dtype, updated in place
+    sources: Sequence[Tensor],  # the same shapes and layouts, one dtype
+    momentum: float,
+) -> None:
+    """t <- m t + (1 - m) s."""
+    from ssl_fast import _cuda
+
+    if targets:
+        dtypes = _DTYPES[targets[0].dtype], _DTYPES[sources[0].dtype]
+        sizes = [t.numel() for t in targets]
+        _cuda.ema_update(_addresses(targets), _addresses(sources), sizes, *dtypes, momentum, *_place(targets[0]))
+
+
+def lars_step_(
+    params: Sequence[Tensor],  # each flat in memory, one dtype, updated in place
+    grads: Sequence[Tensor],  # the same shapes, layouts and dtype
+    buffers: Sequence[Tensor],  # the same shapes and layouts, fp32 (fp64 for fp64 parameters), updated in place
+    adapt: Sequence[bool],
+    settings: LarsSettings,
+) -> None:
+    """One LARS step; a learning rate that is a CUDA tensor is read on the device."""
+    from ssl_fast import _cuda
+
+    if not params:
+        return
+    device = params[0].device
+    sizes = [p.numel() for p in params]
+    lr, *others = settings
+    lr_tensor = lr.to(device, torch.float64) if isinstance(lr, Tensor) and lr.is_cuda else None  # []
+    lr_number, lr_address = (float(lr), 0) if lr_tensor is None else (0.0, lr_tensor.data_ptr())
+    workspace = torch.empty(_cuda.lars_workspace(sizes), dtype=torch.uint8, device=device)
+    lists = _addresses(params), _addresses(grads), _addresses(buffers), sizes, adapt
+    numbers = _DTYPES[params[0].dtype], lr_number, lr_address, *others
+    _cuda.lars_step(*lists, *numbers, workspace.data_ptr(), *_place(params[0]))
+
+
+def _addresses(tensors: Sequence[Tensor]) -> list[int]:
+    return [t.data_ptr() for t in tensors]
+
+
+def _place(tensor: Tensor) -> tuple[int, int]:
+    """Device index and current stream."""
+    index = tensor.device.index
+    return index, torch._C._cuda_getCurrentRawStream(index)
