@@ -70,12 +70,17 @@ def world_size(group: Group = None) -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def group_by_name(name: str) -> dist.ProcessGroup:
+    """The process group with this `group_name`: what an op registered with torch can carry."""
+    return torch._C._distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
+
+
 def gather_sizes(
     size: int,  # rows on this rank
     group: Group,
     device: torch.device,
 ) -> list[int]:
-    """Every rank's number of rows, in rank order. On the host where the group has a CPU backend: no stream is waited for."""
+    """Every rank's number of rows, in rank order; where the group has a CPU backend, without waiting for a stream."""
     if group is None:
         return [size]
     place = torch.device("cpu") if "cpu:" in str(dist.get_backend_config(group)) else device
@@ -111,12 +116,12 @@ def all_gather_rows(
     received = sent.new_empty(len(sizes) * longest, sent.shape[1])
     dist.all_gather_into_tensor(received, sent, group=group)
     if min(sizes) < longest:
-        received = torch.cat([part[:size] for part, size in zip(received.split(longest), sizes, strict=True)])
+        received = torch.cat([part[:size] for part, size in zip(torch.split(received, longest), sizes, strict=True)])
     return received.view(rows.dtype).reshape(sum(sizes), *rows.shape[1:])
 
 
 def gradient_factor(group: Group, grad_reduce: str) -> int:
-    """What a rank multiplies its part of a global gradient by, so that "mean" or "sum" over the ranks restores the whole.
+    """The number a rank's part of a global gradient is multiplied by, for "mean" or "sum" to restore the whole.
 
     Raises:
         ValueError: `grad_reduce` is neither "mean" (DDP averages gradients) nor "sum".
@@ -152,8 +157,8 @@ def global_mean(
 ) -> Tensor:
     """The (weighted) mean over the rows of all ranks, sum_i w_i x_i / sum_i w_i, exact for unequal n.
 
-    Every rank returns the same value. Its gradient is that of the global mean with respect to this rank's rows, multiplied
-    by the number of ranks under `grad_reduce="mean"`, so that the averaging of DDP gives the gradient of the global mean.
+    Every rank returns the same value. Its gradient is that of the global mean with respect to this rank's rows,
+    multiplied by the number of ranks under `grad_reduce="mean"`: DDP's averaging then gives the gradient of the mean.
     Without rows, or with weights that sum to 0, the value is 0 and so are the gradients.
 
     Args:
@@ -204,7 +209,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter], group: Group) ->
         flat = torch.cat([grad.reshape(-1) for grad in grads])
         dist.all_reduce(flat, group=group)
         flat.div_(dist.get_world_size(group))
-        for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        for grad, mean in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
             grad.copy_(mean.view_as(grad))
 
 
@@ -223,7 +228,7 @@ def _host_flag(flag: bool, group: dist.ProcessGroup) -> Tensor:
 
 
 def broadcast_object(value: T, group: Group, source: int = 0) -> T:
-    """Rank `source`'s value on every rank of the group (`source` counts within the group). It travels as a pickle between our own ranks."""
+    """The value of rank `source` of the group, on every rank. It travels as a pickle between our own processes."""
     if group is None:
         return value
     box = [value]

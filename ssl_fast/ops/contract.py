@@ -1,4 +1,4 @@
-"""What every op shares: checks of arguments, the route (eager, compiled, functorch), and gradients that differentiate again."""
+"""What every op shares: checks of arguments, the route (eager, traced, functorch), second derivatives, registration."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 REDUCTIONS = ("mean", "sum", "none")
-_LIBRARY = torch.library.Library("ssl_fast", "FRAGMENT")  # noqa: TOR901 (lives as long as the process)
+_LIBRARY = torch.library.Library("ssl_fast", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def check_rows(
@@ -16,7 +16,7 @@ def check_rows(
     like: Tensor | None = None,  # [N, D]
     like_name: str = "",
 ) -> None:
-    """Raises ValueError unless `rows` is a floating-point matrix, of the shape and device of `like` where that is given."""
+    """Raises ValueError unless `rows` is a floating-point matrix, of the shape and device of `like` if given."""
     if rows.dim() != 2 or not rows.is_floating_point():
         raise ValueError(f"{name} must be floating point of shape [N, D], got {rows.dtype} of shape {list(rows.shape)}")
     if like is not None and (rows.shape != like.shape or rows.device != like.device):
@@ -45,7 +45,7 @@ def check_reduction(reduction: str) -> None:
 
 
 def split_temperature(temperature: float | Tensor) -> tuple[Tensor | None, float]:
-    """A temperature as (tensor, 0.0) or as (None, 1 / temperature). A tensor's value is not read: that would stop a stream.
+    """A temperature as (tensor, 0.0) or (None, 1 / temperature). A tensor's value is not read: that would wait for it.
 
     Raises:
         ValueError: a number that is not positive, or a tensor that is not a floating-point scalar.
@@ -84,7 +84,7 @@ def under_functorch() -> bool:
 
 
 def under_tracing() -> bool:
-    """Inside torch.compile, torch.export or a dispatch mode: the registered op must be called, not the Python function."""
+    """Inside torch.compile, torch.export or a dispatch mode: call the registered op, not the Python function."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
@@ -105,8 +105,8 @@ def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any]
             return results
         return tuple(args[0].new_empty(0) if result is None else result for result in results)
 
-    _LIBRARY.define(schema)
-    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(name, fake, lib=_LIBRARY)
     if autograd is not None:
         torch.library.register_autograd(name, autograd.backward, setup_context=autograd.setup_context, lib=_LIBRARY)
@@ -117,7 +117,7 @@ def scaled(
     upstream: Tensor,
     like: Tensor | None,
 ) -> Tensor | None:
-    """A saved gradient times the upstream one, in the dtype of its input. Out of place: the graph may be walked again."""
+    """A saved gradient times the upstream one, in its input's dtype. Out of place: the graph may be walked again."""
     if gradient is None or like is None:
         return None
     return (gradient * upstream).to(like.dtype)
@@ -128,7 +128,7 @@ def differentiable_gradients(
     inputs: Sequence[Tensor | None],
     upstream: Tensor,
 ) -> list[Tensor | None]:
-    """Gradients of `reference(*inputs)` that autograd can differentiate again: the backward pass under `create_graph`."""
+    """Gradients of `reference(*inputs)` that can be differentiated again: the backward pass under `create_graph`."""
     # Aliases: when one tensor is passed twice, each place gets its own gradient.
     aliases = [t.view_as(t) if t is not None and t.requires_grad else t for t in inputs]
     output = reference(*aliases)

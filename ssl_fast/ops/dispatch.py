@@ -1,9 +1,10 @@
-"""Which implementation of an op runs: ask for one, or let `auto` take the fastest that is usable and say why not the others.
+"""Which implementation of an op runs: ask for one, or let `auto` take the fastest that is usable.
 
-An implementation is a module `ssl_fast.ops.<impl>.<op>` with `unavailable(*tensors) -> str | None`. It is imported on first use.
+An implementation is a module `ssl_fast.ops.<impl>.<op>`, imported on first use. Its `unavailable(*tensors)` says why it
+cannot take these tensors, or None.
 """
 
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 
@@ -19,7 +20,7 @@ _DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",)}
 _taken: dict[str, str] = {}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(op: str, impl: str) -> ModuleType | str:
     """The implementation's module, or why it cannot be imported."""
     name = f"ssl_fast.ops.{impl}.{op}"
@@ -64,7 +65,7 @@ def choose(op: str, impl: str, *tensors: Tensor) -> ModuleType:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def _candidates(op: str, device: str) -> tuple[str, ...]:
     """What `auto` tries for tensors of this device. The reference is plain torch: it runs anywhere."""
     return tuple(impl for impl in OPS[op] if device in _DEVICES.get(impl, (device,)))

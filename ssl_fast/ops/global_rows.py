@@ -1,4 +1,4 @@
-"""The rows of two views and several ranks as one matrix: where this rank's lie in it, and which row is whose positive."""
+"""The rows of two views and several ranks as one matrix: where this rank's lie, and which row is whose positive."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ssl_fast.distributed import Group, all_gather_rows, gather_sizes
+from ssl_fast.distributed import Group, all_gather_rows, gather_sizes, group_by_name
 
 
 class GlobalRows:
@@ -24,7 +24,7 @@ class GlobalRows:
         group: str,
     ) -> None:
         """`group` is the process group's name (what a registered op can carry), "" for this process alone."""
-        self.group: Group = torch._C._distributed_c10d._resolve_process_group(group) if group else None
+        self.group: Group = group_by_name(group) if group else None
         self.sizes = gather_sizes(len(x), self.group, x.device)
         self.x = x if self.group is None else all_gather_rows(x, self.group, self.sizes)
         begin = 0 if self.group is None else sum(self.sizes[: self.group.rank()])

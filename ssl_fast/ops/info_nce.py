@@ -1,12 +1,12 @@
 r"""InfoNCE against a queue of negatives (MoCo): loss and gradients in one pass over the queue, no [N, K + 1] logits.
 
-    loss_i = -log( exp(s_i) / (exp(s_i) + sum_j exp(s_ij)) ),    s_i = <q_i, k_i> / temperature,    s_ij = <q_i, u_j> / temperature
-
+    loss_i = -log( exp(s_i) / (exp(s_i) + sum_j exp(s_ij)) ),   s_i = <q_i, k_i> / temperature
+                                                                s_ij = <q_i, u_j> / temperature
 with q, k at unit length and u the rows of the queue, which are unit vectors already.
 
 Letters: N samples, D embedding, K rows of the queue.
 
-Reference: He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning", arXiv:1911.05722, Eq. 1 and Alg. 1.
+Reference: He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning", arXiv:1911.05722, Eq. 1.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ def info_nce_reference(
     weight: Tensor | None = None,  # [N]
     reduction: str = "mean",
 ) -> Tensor:
-    """The equation in plain torch, in the dtype of q: fallback, oracle and baseline. Differentiable any number of times."""
+    """The equation in plain torch, in the dtype of q: oracle and baseline. Differentiable any number of times."""
     if normalize:
         q, k = F.normalize(q, dim=1, eps=1e-12), F.normalize(k, dim=1, eps=1e-12)
     positive = (q * k).sum(1, keepdim=True)  # [N, 1]
@@ -169,8 +169,8 @@ def info_nce(
     """MoCo's loss: each query against its key and all rows of the queue, in memory O(N D).
 
     The queue is read, never written, and gets no gradient; call `MoCoQueue.enqueue_` after the backward pass. Rows are
-    compared with fp32 accumulation (fp64 for fp64), under autocast too; the loss is at least fp32 and gradients come in the
-    dtype of their input. N = 0 gives 0 and empty gradients.
+    compared with fp32 accumulation (fp64 for fp64), under autocast too; the loss is at least fp32 and gradients come in
+    the dtype of their input. N = 0 gives 0 and empty gradients.
 
     Args:
         q: queries, [N, D].
@@ -181,8 +181,8 @@ def info_nce(
         weight: weights >= 0 of the samples, [N]; "mean" is then the weighted mean. They may need a gradient.
         group: process group over which "mean" and "sum" run; local batches may differ in size. The queue is each rank's
             own copy of the same rows. None: this process alone.
-        grad_reduce: "mean" when gradients are averaged over the ranks afterwards (DDP): they are multiplied by the number
-            of ranks. "sum" when they are added.
+        grad_reduce: "mean" when gradients are averaged over the ranks afterwards (DDP): they are multiplied by the
+            number of ranks. "sum" when they are added.
         reduction: "mean" or "sum" over the samples (of all ranks), or "none": [N], times the weights. Under "none"
             `grad_reduce` plays no part: `distributed.global_mean` applies it.
         impl: "auto", "triton", "cpp" or "reference".
@@ -206,7 +206,8 @@ def info_nce(
     contract.check_rows("queue", queue)
     if queue.shape[1] != q.shape[1] or queue.device != q.device:
         raise ValueError(
-            f"queue must have rows of {q.shape[1]} numbers on {q.device} as q has, got {queue.shape[1]} on {queue.device}"
+            f"queue must have rows of {q.shape[1]} numbers on {q.device} as q has, "
+            f"got {queue.shape[1]} on {queue.device}"
         )
     contract.check_weight(weight, len(q))
     contract.check_reduction(reduction)
@@ -250,6 +251,7 @@ class InfoNCELoss(nn.Module):
         queue: Tensor,  # [K, D]
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
+        """`info_nce(q, k, queue, weight=weight)` with the module's settings."""
         return info_nce(
             q,
             k,
@@ -264,7 +266,9 @@ class InfoNCELoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, normalize={self.normalize}, reduction={self.reduction!r}, impl={self.impl!r}"
+        """The settings that `print(module)` shows."""
+        shown = ("temperature", "normalize", "reduction", "impl")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
 
 
 class MoCoQueue(nn.Module):
@@ -336,4 +340,5 @@ class MoCoQueue(nn.Module):
         return self.rows
 
     def extra_repr(self) -> str:
+        """What `print(module)` shows."""
         return f"size={self.rows.shape[0]}, dim={self.rows.shape[1]}, dtype={self.rows.dtype}"

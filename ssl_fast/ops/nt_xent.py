@@ -7,7 +7,8 @@ as softplus(log sum_{j != i, p} exp(s_ij) - s_ip), keeps its digits when the vie
 
 Letters: N samples, D embedding, R = 2 N rows of this rank, M rows of all ranks, x raw rows, z unit rows.
 
-Reference: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", arXiv:2002.05709, Eq. 1.
+Reference: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", arXiv:2002.05709,
+Eq. 1.
 """
 
 from typing import Any
@@ -30,7 +31,7 @@ def nt_xent_reference(
     weight: Tensor | None = None,  # [N]
     reduction: str = "mean",
 ) -> Tensor:
-    """The equation in plain torch, in the dtype of the views: oracle and baseline. Differentiable any number of times."""
+    """The equation in plain torch, in the dtype of the views: oracle, baseline and second derivatives."""
     z = torch.cat((z1, z2))
     z = F.normalize(z, dim=1, eps=1e-12) if normalize else z
     row = torch.arange(len(z), device=z.device)
@@ -47,7 +48,7 @@ def _temperature_gradient(
     zdz: Tensor,  # [R]
     inverse: float | Tensor,
 ) -> Tensor:
-    """This rank's share []. Each pair is counted from both of its rows: d/d(1/temperature) = sum_i <z_i, dz_i> temperature / 2."""
+    """This rank's share []. Both rows count a pair: d/d(1/temperature) = sum_i <z_i, dz_i> temperature / 2."""
     return zdz.sum() * inverse * -0.5
 
 
@@ -135,13 +136,9 @@ def _again(
         raise RuntimeError("nt_xent with group= cannot be differentiated twice (create_graph=True)")
 
     def reference(x: Tensor, weight: Tensor | None, temperature: Tensor | None) -> Tensor:
-        return nt_xent_reference(
-            *contract.widened(x).tensor_split(2),
-            temperature=1 / inv_temperature if temperature is None else temperature,
-            normalize=normalize,
-            weight=weight,
-            reduction=reduction,
-        )
+        z1, z2 = contract.widened(x).view(2, len(x) // 2, x.shape[1])
+        tau = 1 / inv_temperature if temperature is None else temperature
+        return nt_xent_reference(z1, z2, tau, normalize, weight, reduction)
 
     return contract.differentiable_gradients(reference, (x, weight, temperature), upstream)
 
@@ -192,7 +189,8 @@ class _NTXentRows(torch.autograd.Function):
             again = upstream[0].view(2, -1)
             dx, _, dtemperature = _again(x, None, temperature, again, "none", ctx.options)
             return dx, dtemperature, *(None,) * 4
-        run = torch.ops.ssl_fast.nt_xent_rows_backward if contract.under_tracing() else _nt_xent_rows_backward
+        traced = contract.under_tracing()
+        run: Any = torch.ops.ssl_fast.nt_xent_rows_backward if traced else _nt_xent_rows_backward
         dx, dtemperature = run(x, upstream[0], log_l, temperature, *ctx.options, ctx.impl)
         return dx.to(x.dtype), None if temperature is None else dtemperature.to(temperature.dtype), *(None,) * 4
 
@@ -231,7 +229,8 @@ contract.register(
     _NTXentRows,
 )
 contract.register(
-    f"nt_xent_rows_backward(Tensor x, Tensor upstream, Tensor log_l, {_COMMON}, str group, str impl) -> (Tensor, Tensor)",
+    f"nt_xent_rows_backward(Tensor x, Tensor upstream, Tensor log_l, {_COMMON}, str group, str impl)"
+    " -> (Tensor, Tensor)",
     _nt_xent_rows_backward,
     _fake_rows_backward,
 )
@@ -251,8 +250,9 @@ def nt_xent(
 ) -> Tensor:
     """SimCLR's loss over the rows of both views, in memory O(N D).
 
-    Rows are compared in their own dtype with fp32 accumulation (fp64 for fp64), under autocast too; the loss is at least
-    fp32 and gradients come in the dtype of their input. N = 0 gives 0 and empty gradients; N = 1 has no negative and gives 0. A zero row has similarity 0 with all others and a finite gradient.
+    Rows are compared in their own dtype with fp32 accumulation (fp64 for fp64), under autocast too; the loss is at
+    least fp32 and gradients come in the dtype of their input. N = 0 gives 0 and empty gradients; N = 1 has no negative
+    and gives 0. A zero row has similarity 0 with all others and a finite gradient.
 
     Args:
         z1: embeddings of the first view, [N, D]; row i of both views belongs to sample i.
@@ -263,8 +263,8 @@ def nt_xent(
         weight: weights >= 0 of the samples, [N]; "mean" is then the weighted mean. They may need a gradient.
         group: process group whose ranks' rows are all negatives, local batches may differ in size. Every rank returns
             the global value; gradients are exact without any communication of gradients. None: this process alone.
-        grad_reduce: "mean" when gradients are averaged over the ranks afterwards (DDP): they are multiplied by the number
-            of ranks. "sum" when they are added.
+        grad_reduce: "mean" when gradients are averaged over the ranks afterwards (DDP): they are multiplied by the
+            number of ranks. "sum" when they are added.
         reduction: "mean" or "sum" over all rows (of all ranks), or "none": [2, N], the loss of each view of each local
             sample times its weight. Under "none" `grad_reduce` plays no part: `distributed.global_mean` applies it.
         impl: "auto", "triton", "cpp" or "reference".
@@ -348,6 +348,7 @@ class NTXentLoss(nn.Module):
         *views: Tensor,  # each [N, D]
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
+        """`nt_xent(z1, z2, weight=weight)` with the module's settings."""
         return nt_xent(
             z1,
             z2,
@@ -362,4 +363,6 @@ class NTXentLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, normalize={self.normalize}, reduction={self.reduction!r}, impl={self.impl!r}"
+        """The settings that `print(module)` shows."""
+        shown = ("temperature", "normalize", "reduction", "impl")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)

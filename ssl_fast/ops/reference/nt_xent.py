@@ -26,7 +26,7 @@ def _unit(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
 
 def _blocks(rows: tuple[int, int], num_columns: int) -> list[Tensor]:
     index = torch.arange(rows[0], rows[1])
-    return list(index.split(max(1, _BLOCK // max(1, num_columns))))
+    return list(torch.split(index, max(1, _BLOCK // max(1, num_columns))))
 
 
 def forward(
