@@ -1,0 +1,111 @@
+# mypy: ignore-errors
+"""Device code shared by the Triton kernels: rounding, norms, similarity tiles, and the normalisation of rows.
+
+Shapes: N rows of D numbers, stored as z [padded N, chunks * BLOCK_D] with zeros in the padding, so that tile loads
+need no mask. UPCAST is set in the interpreter only: its bfloat16 dot product and rounding are wrong.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-1.0e30)  # a finite stand-in for minus infinity: differences of two stay defined
+
+
+@triton.jit
+def round_to(x, dtype: tl.constexpr, UPCAST: tl.constexpr):
+    """Cast fp32 to `dtype`, to nearest even (the interpreter's own cast to bfloat16 truncates)."""
+    if UPCAST and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        x = bits.to(tl.float32, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """acc + a @ b with fp32 accumulation."""
+    if UPCAST:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + e^x), relatively exact where it is tiny: log1p(u) = 2 atanh(u / (2 + u)), a series for u <= 1."""
+    u = tl.exp2(-tl.abs(x) * LOG2E)
+    t = u / (2.0 + u)
+    t2 = t * t
+    series = 1.0 / 11.0 + t2 * (1.0 / 13.0 + t2 / 15.0)
+    series = 1.0 / 5.0 + t2 * (1.0 / 7.0 + t2 * (1.0 / 9.0 + t2 * series))
+    return tl.maximum(x, 0.0) + 2.0 * t * (1.0 + t2 * (1.0 / 3.0 + t2 * series))
+
+
+@triton.jit
+def load_scalar(value, IS_TENSOR: tl.constexpr):
+    """A number given by the host, or read from device memory."""
+    if IS_TENSOR:
+        return tl.load(value).to(tl.float32)
+    else:
+        return value
+
+
+@triton.jit
+def load_tile(z, start, chunk, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNKS: tl.constexpr):
+    """z[start : start + ROWS, chunk] as [ROWS, BLOCK_D], from a buffer padded far enough to need no mask."""
+    width: tl.constexpr = BLOCK_D * CHUNKS
+    base = z + tl.cast(start, tl.int64) * width + chunk * BLOCK_D
+    return tl.load(base + tl.arange(0, ROWS)[:, None] * width + tl.arange(0, BLOCK_D)[None, :])
+
+
+@triton.jit
+def load_unit_rows(x, rows, valid, D: tl.constexpr, BLOCK_D: tl.constexpr, EPS: tl.constexpr, NORMALIZE: tl.constexpr):
+    """Rows of x [*, D] divided by their norm, in fp32, with the norms (clamped at EPS; 1 without NORMALIZE)."""
+    columns = tl.arange(0, BLOCK_D)
+    pointers = x + rows.to(tl.int64)[:, None] * D + columns[None, :]
+    z = tl.load(pointers, mask=valid[:, None] & (columns < D)[None, :], other=0.0).to(tl.float32)
+    norm = tl.full([z.shape[0]], 1.0, tl.float32)
+    if NORMALIZE:
+        norm = tl.maximum(tl.sqrt(tl.sum(z * z, 1)), EPS)
+        z = z / norm[:, None]
+    return z, norm
+
+
+@triton.jit
+def normalize_backward(dz, z, norm, EPS: tl.constexpr, NORMALIZE: tl.constexpr):
+    """(dx, <z, dz>) for z = x / |x|; a clamped norm is a constant, so its rows are not projected."""
+    zdz = tl.sum(z * dz, 1)
+    if NORMALIZE:
+        along = tl.where(norm > EPS, zdz, 0.0)
+        dz = (dz - z * along[:, None]) / norm[:, None]
+    return dz, zdz
+
+
+@triton.jit
+def normalize_kernel(
+    x,  # [N, D] raw embeddings
+    positive,  # [N] int64: the row of each row's positive; only WITH_COSINE
+    z,  # [padded N, WIDTH] out: unit rows in the compute dtype, zeros in the padding
+    cosine,  # [N] fp32 out: <z_i, z_positive(i)>; only WITH_COSINE
+    N,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EPS: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    WITH_COSINE: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Unit rows and the cosine of each row with its positive, statistics in fp32."""
+    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    valid = rows < N
+    unit, _ = load_unit_rows(x, rows, valid, D, BLOCK_D, EPS, NORMALIZE)
+    columns = tl.arange(0, BLOCK_D)
+    pointers = z + rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+    tl.store(pointers, round_to(unit, z.dtype.element_ty, UPCAST), mask=(columns < WIDTH)[None, :])
+    if WITH_COSINE:
+        partners = tl.load(positive + rows, mask=valid, other=0)
+        other, _ = load_unit_rows(x, partners, valid, D, BLOCK_D, EPS, NORMALIZE)
+        tl.store(cosine + rows, tl.sum(unit * other, 1), mask=valid)

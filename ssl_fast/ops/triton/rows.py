@@ -1,0 +1,52 @@
+"""Launch of the row kernel shared by the ops: unit rows, and the cosine of each row with its positive."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import tiles
+
+EPS = 1e-12
+
+
+def unit_rows(
+    x: Tensor,  # [N, D]
+    normalize: bool,
+    positive: Tensor | None = None,  # [N] int64
+    cosine: Tensor | None = None,  # [N] fp32 out: of each row with its positive
+) -> Tensor:
+    """Unit rows [padded N, D padded to the kernels' block] in x's dtype, zeros in the padding.
+
+    The padding lets a tile start at any row (a rank's first row is no multiple of the tile) and end beyond the last.
+    """
+    from .blocks import normalize_kernel
+
+    num_rows, dim = x.shape
+    block_d, chunks = tiles.width(dim)
+    padded = (-(-num_rows // tiles.ROW_PADDING) + 1) * tiles.ROW_PADDING
+    z = torch.empty(padded, block_d * chunks, dtype=x.dtype, device=x.device)
+    block_r, whole = row_block(z.shape[1])
+    normalize_kernel[(padded // block_r,)](
+        x,
+        positive,
+        z,
+        cosine,
+        num_rows,
+        D=dim,
+        WIDTH=z.shape[1],
+        BLOCK_R=block_r,
+        BLOCK_D=whole,
+        EPS=EPS,
+        NORMALIZE=normalize,
+        WITH_COSINE=positive is not None,
+        UPCAST=tiles.interpreted(),
+        num_warps=4,
+    )
+    return z
+
+
+def row_block(width: int) -> tuple[int, int]:
+    """(rows, numbers) of a block that holds whole rows in registers."""
+    whole = 1 << (width - 1).bit_length()
+    return max(1, 2048 // whole), whole

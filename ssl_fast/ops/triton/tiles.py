@@ -1,0 +1,174 @@
+"""Where the Triton kernels run and with which tile: one explicit table, no autotuning.
+
+A tile is looked up by (kernel, architecture, precision, width of the embedding). Every entry is compiled by
+tests/ops/triton/test_compile.py, which asserts zero register spills and the shared-memory limit of its architecture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_DIM = 1024
+ROW_PADDING = 128  # the row buffers are padded to a multiple of the largest block: tile loads need no mask
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Shared memory one CTA may take, bytes. "sm86" stands for every part with less than 163 KB (8.6, 8.9, 12.x).
+SHARED_MEMORY = {"sm80": 163 * 1024, "sm86": 99 * 1024, "sm90": 227 * 1024, "sm100": 227 * 1024}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """block_m rows that stay, block_n rows that stream past them, and how the loop over the latter is run."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+# (kernel, precision, width class) -> {architecture: tile}; "chunked": the embedding is walked in chunks of 128.
+_TABLE: dict[tuple[str, str, int | str], dict[str, Tile]] = {
+    (k, p, w): {a: Tile(64, 32, 4, 2) for a in SHARED_MEMORY}
+    for k in ("triangle", "row_sum", "backward", "queue") for p in ("half", "float32") for w in (64, 128, 256, "chunked")
+}
+
+
+def width(dim: int) -> tuple[int, int]:
+    """The padded embedding as (block_d, chunks): one power-of-two block up to 256, chunks of 128 beyond."""
+    if dim <= 256:
+        return max(16, 1 << (dim - 1).bit_length()), 1
+    return 128, -(-dim // 128)
+
+
+def tile(kernel: str, dtype: torch.dtype, dim: int, device: torch.device) -> Tile:
+    """The tile of `kernel` ("triangle", "row_sum", "backward" or "queue") for embeddings of `dim` numbers."""
+    block_d, chunks = width(dim)
+    width_class: int | str = "chunked" if chunks > 1 else max(64, block_d)
+    precision = "float32" if dtype == torch.float32 else "half"
+    return _TABLE[kernel, precision, width_class][architecture(device)]
+
+
+def architecture(device: torch.device) -> str:
+    """The row of the table for a device; the interpreter takes the smallest one."""
+    if device.type != "cuda":
+        return "sm86"
+    major, minor = _capability(device)
+    if (major, minor) in ((8, 0), (8, 7)):
+        return "sm80"
+    return {9: "sm90", 10: "sm100"}.get(major, "sm86")
+
+
+@functools.lru_cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@functools.lru_cache
+def num_processors(device: torch.device) -> int:
+    """Streaming multiprocessors to fill (1 in the interpreter)."""
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def splits(tiles: int, columns: int, processors: int, most: int) -> int:
+    """In how many parts to cut the column loop so that `tiles` row tiles keep all processors busy.
+
+    The smallest number whose last wave leaves at most a tenth of the processors idle, or else the best one; a part
+    keeps at least one of the `columns` column tiles.
+    """
+    best, best_use = 1, 0.0
+    for parts in range(1, max(1, min(most, columns)) + 1):
+        programs = tiles * parts
+        use = programs / (-(-programs // processors) * processors)
+        if use > best_use:
+            best, best_use = parts, use
+        if use >= 0.9:
+            break
+    return best
+
+
+def partition(rows: int, columns: int, tile: Tile, device: torch.device, most: int) -> tuple[int, int, int]:
+    """Row tiles, parts of the column loop, columns of a part (a multiple of the tile's)."""
+    row_tiles = -(-rows // tile.block_m)
+    column_tiles = max(1, -(-columns // tile.block_n))
+    parts = splits(row_tiles, column_tiles, num_processors(device), most)
+    per_part = -(-column_tiles // parts)
+    return row_tiles, -(-column_tiles // per_part), per_part * tile.block_n
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in the interpreter in this process (TRITON_INTERPRET=1)."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in {"1", "y", "yes", "true", "on"}
+
+
+def unavailable(*tensors: Tensor) -> str | None:
+    """Why the kernels cannot take these tensors; None if they can. Without tensors: whether they can run at all."""
+    if not _has_triton():
+        return "the package triton is not installed"
+    if not interpreted():
+        reason = _no_device() or next(filter(None, map(_wrong_device, tensors)), None)
+        if reason:
+            return reason
+    return next(filter(None, map(_wrong_values, tensors)), None)
+
+
+@functools.lru_cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _no_device() -> str | None:
+    if not torch.cuda.is_available():
+        return "there is no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
+    if torch.version.hip is not None:
+        return "the tiles are tuned for NVIDIA GPUs only"
+    return None
+
+
+def _wrong_device(tensor: Tensor) -> str | None:
+    if tensor.device.type != "cuda":
+        return f"tensors are on {tensor.device.type} (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
+    if _capability(tensor.device) < (8, 0):
+        return "the GPU's compute capability is below 8.0"
+    return None
+
+
+def _wrong_values(tensor: Tensor) -> str | None:
+    if tensor.is_floating_point() and tensor.ndim > 0 and tensor.dtype not in _DTYPES:
+        return f"{str(tensor.dtype).removeprefix('torch.')} is not supported (float32, bfloat16 and float16 are)"
+    if tensor.ndim == 2 and tensor.shape[1] > MAX_DIM:
+        return f"embeddings have {tensor.shape[1]} dimensions (at most {MAX_DIM})"
+    return None
+
+
+def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Make the tensor's GPU the current one while kernels are launched (Triton launches on the current device)."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def precision(dtype: torch.dtype) -> str:
+    """`input_precision` of tl.dot: fp32 stays fp32-accurate (three TF32 products) unless torch is told otherwise."""
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
+        return "tf32x3"
+    return "tf32"
+
+
+def device_scalar(value: float | Tensor, device: torch.device) -> float | Tensor:
+    """A temperature as the kernels take it: a number of the host, or a tensor on `device` that is never read here."""
+    if isinstance(value, Tensor):
+        return value.detach() if value.device == device else float(value)
+    return float(value)
+
+
+def bounded(inv_temperature: float | Tensor, normalize: bool) -> bool:
+    """Whether exp(s_ij - inv_temperature) can neither overflow nor underflow: unit vectors, |s_ij| <= 40, known here."""
+    return normalize and not isinstance(inv_temperature, Tensor) and 1e-6 <= inv_temperature <= 40.0
