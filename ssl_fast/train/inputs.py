@@ -1,11 +1,25 @@
-"""What a later stage starts from: the stage before it, and the data set that the stage before it used."""
+"""What a later stage starts from: the stage before it, its backbone, and the data set that it used."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import Any
+
+from ssl_fast.config import classes_in
+from ssl_fast.data.loader import LoaderConfig
+from ssl_fast.data.views import View
+
+BACKBONE_FILES = ("backbone.safetensors", "backbone.json")
+
+
+def data_options() -> dict[str, type]:
+    """The values of `data=`: a data set's options and the loader's, side by side in one dataclass."""
+    return {
+        name: make_dataclass(f"{name}_data", [], bases=(found.Config, LoaderConfig))  # type: ignore[attr-defined]
+        for name, found in classes_in("ssl_fast.data.datasets").items()
+    }
 
 
 def find_input(runs: str | Path, run: str, given: str, previous: str) -> tuple[str, Path]:
@@ -34,21 +48,14 @@ def find_input(runs: str | Path, run: str, given: str, previous: str) -> tuple[s
     raise ValueError(f"input: no folder {' or '.join(map(str, candidates))}; run the stage {previous} first")
 
 
-def saved_config(folder: Path) -> dict[str, Any]:
-    """The resolved configuration of a stage.
+def backbone_files(folder: Path) -> dict[str, Path]:
+    """What a stage that reads a backbone depends on, by name."""
+    return {name: folder / name for name in BACKBONE_FILES}
 
-    Raises:
-        ValueError: the folder has none.
-    """
-    import yaml
 
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-    except OSError as error:
-        raise ValueError(f"input: {folder} has no config.yaml: expected the folder of a stage") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"input: {folder}/config.yaml is not the configuration of a stage")
-    return config
+def evaluation_view(preprocessing: Mapping[str, Any]) -> View:
+    """The view that a saved backbone is evaluated with."""
+    return View(**{item.name: preprocessing[item.name] for item in fields(View) if item.name in preprocessing})
 
 
 def saved_group(folder: Path, group: str, options: Mapping[str, type]) -> Any:
@@ -57,11 +64,17 @@ def saved_group(folder: Path, group: str, options: Mapping[str, type]) -> Any:
     Settings that the dataclass no longer has are dropped.
 
     Raises:
-        ValueError: the stage had none, or one that is not among the options.
+        ValueError: the folder is not a stage's, or its configuration of the group is not among the options.
     """
-    saved = saved_config(folder).get(group)
-    name = saved.get("name") if isinstance(saved, dict) else None
-    if name not in options:
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"input: {folder}/config.yaml cannot be read: expected the folder of a stage") from error
+    saved = config.get(group) if isinstance(config, dict) else None
+    if not isinstance(saved, dict) or saved.get("name") not in options:
         raise ValueError(f"{group}: {folder}/config.yaml names none of {', '.join(sorted(options))}: give {group}=...")
-    known = {item.name for item in fields(options[name])}
-    return options[name](**{key: value for key, value in saved.items() if key in known})
+    option: Any = options[saved["name"]]
+    known = {item.name for item in fields(option)}
+    return option(**{key: value for key, value in saved.items() if key in known})
