@@ -127,7 +127,7 @@ def _sentence(error: Exception, schema: type, groups: Mapping[str, Mapping[str, 
     cause = error.__cause__
     if option := re.search(r"Could not (?:find|load|override) '(\w+)/([^']+)'", text):
         group, name = option.groups()
-        known = groups.get(group) or {file.stem: file for file in (presets.glob("*.yaml") if presets else ())}
+        known = list(groups.get(group, ())) or [file.stem for file in (presets.glob("*.yaml") if presets else ())]
         return f"{group}: no {name!r}{nearest(name, known)}"
     if key := re.search(r"Could not (?:override|append to config.*?) '?\+?([\w.]+)'?", text):
         cause_text = str(cause) if cause else ""

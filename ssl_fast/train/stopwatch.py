@@ -30,7 +30,7 @@ class Stopwatch:
     def _now(self) -> "float | torch.cuda.Event":
         if not self._cuda:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
@@ -39,4 +39,4 @@ def _seconds(before: "float | torch.cuda.Event", after: "float | torch.cuda.Even
     if isinstance(before, float) and isinstance(after, float):
         return after - before
     assert isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event)
-    return before.elapsed_time(after) / 1e3
+    return float(before.elapsed_time(after)) / 1e3

@@ -129,8 +129,7 @@ class Trainer:
             RuntimeError: three steps in a row had a loss or gradient that was not finite.
         """
         self.tracker = tracker
-        progress = Progress(self.total_steps, self.step)
-        self.last_shown = self.step
+        progress = Progress(self.total_steps, self.step, self.config.batch_size)
         with Signals() as signals:
             for epoch in range(self.step // len(self.loader), self.config.epochs):
                 self._epoch(epoch, progress, signals)
@@ -181,9 +180,9 @@ class Trainer:
         if config.sync_batchnorm:
             if self.device.type != "cuda":
                 raise ValueError("train.sync_batchnorm: expected a GPU (torch has no SyncBatchNorm on the CPU)")
-            method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+            method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        method = method.to(self.device, memory_format=memory_format).train()
+        method = method.to(self.device).to(memory_format=memory_format).train()
         if config.compile:
             method.backbone.compile()
         self._say_whose_statistics(method)
@@ -261,9 +260,7 @@ class Trainer:
         values["grad_norm"] = float(outcome.grad_norm)
         if self.tracker:
             self.tracker.log(self.step, epoch=epoch, **values)
-        images = (self.step - self.last_shown) * self.config.batch_size
-        self.last_shown = self.step
-        progress.update(self.step, images, times, loss=values["loss"], lr=values["lr"])
+        progress.update(self.step, {"loss": values["loss"], "lr": values["lr"]}, times)
 
     def _count_skipped(self, outcome: StepOutcome) -> None:
         if outcome.finite:

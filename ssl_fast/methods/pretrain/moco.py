@@ -15,14 +15,16 @@ from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone
 from ssl_fast.models.heads import mlp
 from ssl_fast.models.teacher import Teacher
-from ssl_fast.ops import MoCoQueue, info_nce
+from ssl_fast.ops.info_nce import MoCoQueue, info_nce
 from ssl_fast.optim.config import OptimizerConfig
 
 
 def _view() -> View:
     # v2 "aug+": MoCo v1's crops and jitter, plus SimCLR's blur (arXiv:2003.04297, section 3 and the authors' code).
-    jitter = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "jitter": 0.8}
-    return View(crop_scale=(0.2, 1.0), **jitter, grayscale=0.2, blur=0.5)
+    crop = (0.2, 1.0)
+    return View(
+        crop_scale=crop, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter=0.8, grayscale=0.2, blur=0.5
+    )
 
 
 @dataclass

@@ -13,7 +13,7 @@ from ssl_fast.data.views import Batch, View
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone
 from ssl_fast.models.heads import mlp
-from ssl_fast.ops import nt_xent
+from ssl_fast.ops.nt_xent import nt_xent
 from ssl_fast.optim.config import OptimizerConfig
 
 

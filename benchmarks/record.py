@@ -1,0 +1,59 @@
+"""Rows of measured numbers, each with the hardware, versions and commit that they were measured with."""
+
+import csv
+import datetime
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment(packages: Iterable[str] = ()) -> dict[str, str]:
+    """Hardware, versions and commit of this process; the columns that every row ends with."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu()
+    names = ("torch", "triton", *packages)
+    return {
+        "hardware": device,
+        "versions": " ".join(f"{name} {found}" for name in names if (found := _version(name))),
+        "commit": _commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def write(name: str, rows: list[Mapping[str, Any]], packages: Iterable[str] = ()) -> Path:
+    """Replaces benchmarks/results/<name>.csv by the rows, each with the columns of `environment`."""
+    path = RESULTS / f"{name}.csv"
+    path.parent.mkdir(exist_ok=True)
+    full = [{**row, **environment(packages)} for row in rows]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(full[0]))
+        writer.writeheader()
+        writer.writerows(full)
+    return path
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model}, {sum(line.startswith('processor') for line in lines)} cores"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True).stdout.strip() or "unknown"

@@ -1,0 +1,116 @@
+"""A tiny training that the tests of exactness, crashes and golden losses share: real code, small pictures."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssl_fast import distributed
+from ssl_fast.config import find
+from ssl_fast.data.loader import Loader, LoaderConfig
+from ssl_fast.data.views import Batch
+from ssl_fast.methods.base import Method
+from ssl_fast.models.backbone import BackboneConfig, build_backbone
+from ssl_fast.train.checkpoint import Checkpoints
+from ssl_fast.train.trainer import TrainConfig, Trainer
+
+METHODS = ("simclr", "moco", "byol")
+SMALL = {
+    "simclr": {"hidden_dim": 16, "dim": 8},
+    "moco": {"hidden_dim": 16, "dim": 8, "queue_size": 50},
+    "byol": {"hidden_dim": 16, "dim": 8},
+}
+
+
+class Pictures:
+    """Random pictures in memory, with the members of a data set that a loader reads."""
+
+    channels, mean, std, names = 3, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), None
+
+    def __init__(self, count: int = 60, side: int = 16) -> None:
+        self.arrays = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+        self.labels = np.arange(count) % 4
+        self.classes = list("abcd")
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def read(self, i: int) -> np.ndarray:
+        return self.arrays[i]
+
+    def fingerprint(self) -> str:
+        return f"pictures-{len(self)}"
+
+
+class DoubleLoader:
+    """A loader whose pictures are float64."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for batch in self.loader.epoch(epoch, start):
+            yield Batch(tuple(v.double() for v in batch.views), batch.labels, batch.index, batch.extras)
+
+
+class Losses:
+    """A tracker that remembers the losses."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def log(self, step: int, **values: Any) -> None:
+        if "loss" in values:
+            self.values.append(values["loss"])
+
+
+def make_method(name: str, norm: str = "group", *, dtype: torch.dtype = torch.float32, **optimizer: Any) -> Method:
+    cls = find("ssl_fast.methods.pretrain", name)
+    config = cls.Config(**SMALL[name], norm=norm)
+    config.view = replace(config.view, size=16, blur=0.0)
+    config.optimizer = replace(config.optimizer, warmup_epochs=0, **optimizer)
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneConfig("resnet18", cifar_stem=True, width=8, depth="1,1,1,1", norm=norm))
+    return cls(config, backbone).to(dtype)
+
+
+def make_trainer(
+    method: Method, *, batch_size: int, epochs: int, checkpoints: Checkpoints | None = None, **train: Any
+) -> Trainer:
+    views = tuple(replace(v, mean=Pictures.mean, std=Pictures.std) for v in method.views(method.config))
+    loader: Any = Loader(
+        Pictures(),
+        views,
+        LoaderConfig(engine="torchvision", workers=0),
+        batch_size=batch_size,
+        seed=0,
+        shuffle=True,
+        drop_last=True,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    if next(method.parameters()).dtype == torch.float64:
+        loader = DoubleLoader(loader)
+    config = TrainConfig(
+        epochs=epochs, batch_size=batch_size, precision="fp32", device="cpu", log_every=1, monitor_every=0, **train
+    )
+    return Trainer(method, loader, config, checkpoints=checkpoints)
+
+
+def train_losses(method: Method, *, batch_size: int, epochs: int, **train: Any) -> list[float]:
+    losses: Any = Losses()
+    make_trainer(method, batch_size=batch_size, epochs=epochs, **train).fit(losses)
+    return losses.values
+
+
+def first_gradients(method: Method, *, batch_size: int, **train: Any) -> dict[str, torch.Tensor]:
+    """Parameter gradients of the first step, as the optimiser sees them."""
+    trainer = make_trainer(method, batch_size=batch_size, epochs=1, **train)
+    batch = next(iter(trainer.loader.epoch(0)))
+    trainer.step_runner(batch, 0.0, 0)
+    return {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}

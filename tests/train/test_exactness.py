@@ -1,0 +1,85 @@
+"""The same training, cut differently, is the same: over ranks (unequal parts too) and over microbatches.
+
+GroupNorm in place of BatchNorm, plain SGD (an adaptive optimiser hides a wrong factor in the gradients).
+"""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from ssl_fast import distributed
+from tests.train.runs import METHODS, first_gradients, make_method, train_losses
+
+BATCH = 13  # 7 + 6 on two ranks, 5 + 4 + 4 on three
+EPOCHS = 5  # of 4 steps: 20 steps
+SGD = {"name": "sgd", "momentum": 0.0}
+
+
+def everything(**train: Any) -> dict[str, Any]:
+    """Losses of 20 steps in float64 and gradients of the first step in float32, for each method."""
+    found: dict[str, Any] = {}
+    for name in METHODS:
+        double = make_method(name, dtype=torch.float64, **SGD)
+        found[f"{name}/losses"] = train_losses(double, batch_size=BATCH, epochs=EPOCHS, **train)
+        found[f"{name}/gradients"] = first_gradients(make_method(name, **SGD), batch_size=BATCH, **train)
+    return found
+
+
+def run_rank(rank: int, world_size: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.initialize("cpu")
+    found = {"whole": everything()}
+    if world_size == 2:
+        found["microbatched"] = everything(microbatch=3)
+    if rank == 0:
+        torch.save(found, Path(folder) / f"{world_size}.pt")
+    distributed.shutdown()
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    return everything()
+
+
+@pytest.fixture(scope="module")
+def cuts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    found = {}
+    for world_size in (2, 3):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        mp.spawn(run_rank, (world_size, port, str(folder)), nprocs=world_size)
+        for kind, values in torch.load(folder / f"{world_size}.pt", weights_only=True).items():
+            found[f"{world_size} ranks, {kind}"] = values
+    return found | {"1 rank, microbatched": everything(microbatch=4)}
+
+
+CUTS = ("2 ranks, whole", "3 ranks, whole", "2 ranks, microbatched", "1 rank, microbatched")
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", METHODS)
+def test_losses_of_twenty_steps_are_equal_in_float64(name: str, cut: str, alone: Any, cuts: Any) -> None:
+    expected, got = alone[f"{name}/losses"], cuts[cut][f"{name}/losses"]
+    assert len(expected) == 20
+    assert len(set(expected)) == 20  # it trains
+    assert max(abs(a - b) for a, b in zip(expected, got, strict=True)) <= 1e-9
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_of_the_first_step_are_equal_in_float32(name: str, cut: str, alone: Any, cuts: Any) -> None:
+    expected, got = alone[f"{name}/gradients"], cuts[cut][f"{name}/gradients"]
+    assert expected.keys() == got.keys()
+    difference = sum((expected[k] - got[k]).double().pow(2).sum() for k in expected) ** 0.5
+    size = sum(expected[k].double().pow(2).sum() for k in expected) ** 0.5
+    assert size > 0
+    assert difference <= 1e-5 * size
