@@ -1,1 +1,42 @@
-"""C++ kernels, one module per op, imported on first use: they pass addresses to `ssl_fast._cpu`."""
+"""C++ kernels for the CPU: `ssl_fast._cpu`, which knows no torch. These files validate nothing but dtypes, allocate and call."""
+
+import json
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+# DType in csrc/ops.h
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+def module() -> ModuleType:
+    """`ssl_fast._cpu`; ImportError where it was not built."""
+    return import_module("ssl_fast._cpu")
+
+
+def why_not_built(name: str) -> str | None:
+    """Why the native module `name` ("_cpu" or "_cuda") is not there; None when it is."""
+    if find_spec(f"ssl_fast.{name}") is not None:
+        return None
+    report = Path(__file__).parents[2] / "_build.json"
+    reason = json.loads(report.read_text())[name] if report.exists() else "not built"
+    return f"ssl_fast.{name} is missing ({reason}); install a C++ compiler and CMake, then ssl_fast again"
+
+
+def unavailable(*tensors: Tensor) -> str | None:
+    """Why the C++ kernels cannot take these tensors (of any number); None when they can."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            return f"the C++ kernels take CPU tensors, got one on {tensor.device}"
+        if tensor.dtype not in DTYPES:
+            return f"the C++ kernels take float32, float64, bfloat16 and float16, got {tensor.dtype}"
+    return why_not_built("_cpu")
+
+
+def result_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of losses and gradients: float64 for float64, float32 otherwise."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,100 @@
+// NT-Xent, forward: l_i = sum over the negatives j of exp(s_ij), loss_i = softplus(log l_i - s_i,positive).
+// The positive stays out of the sum, so that nothing cancels when the views are aligned.
+#include "cpu/contrast.h"
+#include "ops.h"
+
+namespace ssl_fast {
+namespace {
+
+// All rows: every pair of tiles once, its exponentials added along rows and along columns.
+template <typename T>
+void symmetric_sums(const Contrast<T>& c, T* sums, int threads) {
+  Tournament tournament(num_tiles(c.N));
+  Buffer<T> scratch(threads * kTile * kTile);
+  const T bias = c.fixed_bias();
+  std::fill(sums, sums + round_up(c.N, kTile), T(0));
+  parallel_for(threads, tournament.num_tasks(), [&](int64_t task, int slot) {
+    T* tile = scratch.get() + slot * kTile * kTile;
+    tournament.play(task, [&](int64_t i, int64_t j) {
+      const Range rows = c.tile_of_all(i), columns = c.tile_of_all(j);
+      T* row_sums = sums + rows.begin;
+      T* column_sums = i == j ? nullptr : sums + columns.begin;
+      c.scores(rows, columns, tile);
+      const OneSided<T> one_sided = exclude(c, rows, columns, tile);
+      c.t.add_exp_sums(tile, rows.size(), columns.size(), c.scale, bias, row_sums, column_sums);
+      for (const auto& cell : one_sided) {
+        const T e = std::exp2(c.scale * cell.score + bias);
+        if (!cell.of_column) row_sums[cell.a] += e;
+        if (cell.of_column && column_sums != nullptr) column_sums[cell.b] += e;
+      }
+    });
+  });
+}
+
+// Some rows, or logits too far apart for a fixed offset: every wanted row against all, with an online maximum.
+template <typename T>
+void online_sums(const Contrast<T>& c, T* sums, T* offsets, int threads) {
+  Buffer<T> scratch(threads * kTile * (kTile + 1));
+  constexpr T never = -std::numeric_limits<T>::infinity();
+  parallel_for(threads, num_tiles(c.wanted.size()), [&](int64_t task, int slot) {
+    T* tile = scratch.get() + slot * kTile * (kTile + 1);
+    T* factors = tile + kTile * kTile;
+    const Range columns = c.tile_of_wanted(task);
+    T* l = sums + task * kTile;
+    T* offset = offsets + task * kTile;
+    std::fill(l, l + kTile, T(0));
+    std::fill(offset, offset + kTile, T(-1e30));
+    for (int64_t other = 0; other < num_tiles(c.N); ++other) {
+      const Range rows = c.tile_of_all(other);
+      c.scores(rows, columns, tile);
+      for (int64_t b = columns.begin; b < columns.end; ++b) {
+        T* column = tile + b - columns.begin;
+        if (rows.contains(b)) column[(b - rows.begin) * kTile] = never;
+        if (rows.contains(c.positive[b])) column[(c.positive[b] - rows.begin) * kTile] = never;
+      }
+      c.t.online_exp(tile, rows.size(), columns.size(), c.scale, offset, l, factors);
+    }
+  });
+}
+
+template <typename T>
+void losses(const Contrast<T>& c, T* loss, T* log_l, int threads) {
+  const int64_t R = c.wanted.size();
+  Buffer<T> sums(round_up(R, kTile)), offsets(round_up(R, kTile), -c.fixed_bias());
+  if (c.all_rows() && c.fixed_offset()) {
+    symmetric_sums(c, sums.get(), threads);
+  } else {
+    online_sums(c, sums.get(), offsets.get(), threads);
+  }
+  parallel_for(threads, num_tiles(R), [&](int64_t tile, int) {
+    for (int64_t r = tile * kTile; r < std::min(R, (tile + 1) * kTile); ++r) {
+      const int64_t i = c.wanted.begin + r;
+      const double s = c.logit(i, c.positive[i]);
+      const double above = std::log(static_cast<double>(sums[r])) + offsets[r] / kLog2E - s;
+      const double softplus = above > 0 ? above + std::log1p(std::exp(-above)) : std::log1p(std::exp(above));
+      loss[r] = static_cast<T>(softplus);
+      log_l[r] = static_cast<T>(softplus + s);
+    }
+  });
+}
+
+template <typename T>
+void forward(Address x, DType dtype, const int64_t* positive, int64_t N, int64_t D, Range wanted,
+             double inv_temperature, bool normalize, Address loss, Address log_l, int threads) {
+  const Contrast<T> c(reinterpret_cast<const void*>(x), dtype, positive, N, D, wanted, inv_temperature, normalize,
+                      threads);
+  losses(c, reinterpret_cast<T*>(loss), reinterpret_cast<T*>(log_l), threads);
+}
+
+}  // namespace
+
+void nt_xent_forward(Address x, int dtype, Address positive, int64_t N, int64_t D, int64_t begin, int64_t end,
+                     double inv_temperature, bool normalize, Address loss, Address log_l, int threads) {
+  if (begin >= end) return;
+  const auto* pairs = reinterpret_cast<const int64_t*>(positive);
+  const auto type = static_cast<DType>(dtype);
+  const auto run = type == DType::float64 ? forward<double> : forward<float>;
+  run(x, type, pairs, N, D, {begin, end}, inv_temperature, normalize, loss, log_l, threads);
+}
+
+}  // namespace ssl_fast
