@@ -20,7 +20,6 @@ from ssl_fast.export.tensorrt import (
     build_engine,
     find_api,
     gpu_architecture,
-    resolve_targets,
     timing_cache_path,
 )
 
@@ -114,17 +113,15 @@ def export_model(
 
 
 def _plan_engines(config: ExportConfig) -> tuple[Api | None, list[str], str]:
-    """The builder, its targets, and a sentence for the report; refused options fail before any work is done."""
+    """The builder, its targets, and a sentence for the report. Before any work, so that what is refused costs none."""
     if config.tensorrt == "off":
         return None, [], "off"
-    architecture = gpu_architecture()
-    api, reason = find_api(config.targets, architecture)
-    if api is None:
-        if config.tensorrt == "require" or config.targets:
-            raise RuntimeError(f"no engine can be built: {reason}")
-        return None, [], f"no engine was built: {reason}"
-    targets = resolve_targets(api, config.targets, architecture)
-    return api, targets, f"{api.kind} {api.version} for {', '.join(targets)}"
+    api, targets, reason = find_api(config.targets, gpu_architecture())
+    if api is not None:
+        return api, targets, f"{api.kind} {api.version} for {', '.join(targets)}"
+    if config.tensorrt == "require":
+        raise RuntimeError(f"export.tensorrt=require: no engine can be built: {reason}")
+    return None, [], f"no engine was built: {reason}"
 
 
 def _name(precision: str) -> str:

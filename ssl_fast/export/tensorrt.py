@@ -110,21 +110,29 @@ def resolve_targets(api: Api, targets: Sequence[str], architecture: str | None) 
     return wanted
 
 
-def find_api(targets: Sequence[str], architecture: str | None) -> tuple[Api | None, str]:
-    """The builder for these targets: TensorRT where its GPU is present and it can, else TensorRT-RTX.
+def find_api(targets: Sequence[str], architecture: str | None) -> tuple[Api | None, list[str], str]:
+    """The builder for these targets: TensorRT where there is a GPU for it and it can, else TensorRT-RTX.
 
     Returns:
-        (api, "") or (None, why not).
+        (api, resolved targets, "") or, where none is installed, (None, [], why).
+
+    Raises:
+        ValueError: when a builder is installed, but cannot build one of the targets here.
     """
-    reasons = []
+    reason, refusal = "", None
     for kind in ("tensorrt", "tensorrt_rtx") if architecture else ("tensorrt_rtx",):
         try:
             api = load_api(kind)
-            resolve_targets(api, targets, architecture)
-            return api, ""
-        except (RuntimeError, ValueError) as error:
-            reasons.append(str(error))
-    return None, reasons[-1]
+        except RuntimeError as error:
+            reason = str(error)
+            continue
+        try:
+            return api, resolve_targets(api, targets, architecture), ""
+        except ValueError as error:
+            refusal = error
+    if refusal is not None:
+        raise refusal
+    return None, [], reason
 
 
 def make_logger(api: Api) -> Any:
@@ -237,7 +245,8 @@ def build_engine(
         )
     _write(Path(engine_path), plan)
     if timing_cache is not None and api.kind == "tensorrt":
-        _write(timing_cache, build_config.get_timing_cache().serialize())
+        cache = build_config.get_timing_cache()
+        _write(timing_cache, cache.serialize())
     return {
         "file": Path(engine_path).name,
         "target": target,
