@@ -101,7 +101,7 @@ _OPERATIONS: tuple[tuple[str, Callable[[Tensor, Tensor], None]], ...] = (
 
 def jitter_(
     x: Tensor,  # [N, C, H, W]
-    rows: Tensor,  # [N, P] the view's parameters
+    rows: Tensor,  # [N, P] the view's parameters, on the CPU
     view: View,
 ) -> None:
     """ColorJitter: each sample's four operations in its own drawn order. One channel: saturation and hue are identities."""
@@ -117,7 +117,7 @@ def jitter_(
         order = rows[:, COLUMN[f"order{step}"]]
         for number, name, operation in wanted:
             chosen = (on & (order == number)).nonzero()[:, 0]
-            apply_to_(x, chosen, operation, rows[chosen, COLUMN[name]])
+            apply_to_(x, chosen, operation, rows[:, COLUMN[name]])
 
 
 def grayscale_(
@@ -126,7 +126,7 @@ def grayscale_(
 ) -> None:
     """Replaces the chosen samples by their grey image; one channel: identity."""
     if x.shape[1] == 3:
-        chosen = rows[:, COLUMN["grayscale"]].nonzero()[:, 0]
+        chosen = rows[:, COLUMN["grayscale"]].nonzero()[:, 0].to(x.device)
         if len(chosen):
             x[chosen] = luma(x[chosen]).expand(-1, 3, -1, -1)
 
@@ -137,7 +137,7 @@ def solarize_(
     threshold: float,
 ) -> None:
     """Inverts values >= threshold in the chosen samples."""
-    chosen = rows[:, COLUMN["solarize"]].nonzero()[:, 0]
+    chosen = rows[:, COLUMN["solarize"]].nonzero()[:, 0].to(x.device)
     if len(chosen):
         part = x[chosen]
         x[chosen] = torch.where(part >= threshold, 1.0 - part, part)
@@ -145,12 +145,13 @@ def solarize_(
 
 def apply_to_(
     x: Tensor,  # [N, C, H, W]
-    chosen: Tensor,  # [n] rows
+    chosen: Tensor,  # [n] row numbers, on the CPU
     operation: Callable[[Tensor, Tensor], None],
-    factor: Tensor,  # [n]
+    factor: Tensor,  # [N], on the CPU
 ) -> None:
-    """Runs an in-place operation on some rows of x."""
+    """Runs an in-place operation on some rows of x. Which rows is decided on the CPU: a GPU need not be waited for."""
     if len(chosen):
-        part = x[chosen]
-        operation(part, factor)
-        x[chosen] = part
+        where = chosen.to(x.device, non_blocking=True)
+        part = x[where]
+        operation(part, factor[chosen].to(x.device, non_blocking=True))
+        x[where] = part

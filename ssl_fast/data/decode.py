@@ -75,7 +75,7 @@ def decode(content: bytes, channels: int, limits: Limits) -> NDArray[np.uint8]: 
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; a file that decodes is good
         try:
             image = _upright(_open(content, limits))
-            array = np.asarray(_eight_bit(image).convert("L" if channels == 1 else "RGB"))
+            array = np.array(_eight_bit(image).convert("L" if channels == 1 else "RGB"))
         except Unreadable:
             raise
         except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error and more on junk

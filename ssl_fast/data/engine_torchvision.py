@@ -50,14 +50,11 @@ class TorchvisionEngine:
         view: View,
     ) -> Tensor:  # [N, C, S, S]
         num, channels = len(images), images[0].shape[2]
-        shape = (num, channels, view.size, view.size)
-        result = torch.empty(shape, memory_format=torch.channels_last)
+        result = torch.empty((num, channels, view.size, view.size), memory_format=torch.channels_last)
         chunk = max(1, _CHUNK_ELEMENTS // (channels * view.size**2))
         for begin in range(0, num, chunk):
-            part, end = rows[begin : begin + chunk], begin + chunk
-            x = _resized(images[begin:end], part, view).div_(255.0)
-            _recolour_(x, part, view)
-            _normalise(x, view, out=result[begin:end])
+            end = begin + chunk
+            finish(_resized(images[begin:end], rows[begin:end], view), rows[begin:end], view, out=result[begin:end])
         return result
 
 
@@ -97,27 +94,21 @@ def _resized_one(
     return result.float().contiguous()
 
 
-def _recolour_(
-    x: Tensor,  # [N, C, S, S] in [0, 1]
-    rows: Tensor,  # [N, P]
+def finish(
+    x: Tensor,  # [N, C, S, S] float32 in [0, 255], on any device; overwritten
+    rows: Tensor,  # [N, P], on the CPU
     view: View,
+    out: Tensor,  # [N, C, S, S] float32
 ) -> None:
+    """What follows the crop, in SimCLR's order: colour jitter, grayscale, blur, solarisation, normalisation."""
+    x.div_(255.0)
     if view.jitter > 0:
         jitter_(x, rows, view)
     if view.grayscale > 0:
         grayscale_(x, rows)
     if view.blur > 0:
-        sigma = rows[:, COLUMN["blur"]]
-        blurred = sigma.nonzero()[:, 0]
-        apply_to_(x, blurred, blur_, sigma[blurred])
+        apply_to_(x, rows[:, COLUMN["blur"]].nonzero()[:, 0], blur_, rows[:, COLUMN["blur"]])
     if view.solarize > 0:
         solarize_(x, rows, view.solarize_threshold)
-
-
-def _normalise(
-    x: Tensor,  # [N, C, S, S], overwritten
-    view: View,
-    out: Tensor,  # [N, C, S, S]
-) -> None:
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (view.mean, view.std))
+    mean, std = (torch.tensor(values, device=x.device).view(1, -1, 1, 1) for values in (view.mean, view.std))
     out.copy_(x.sub_(mean).div_(std))

@@ -133,7 +133,7 @@ class Loader:
         if self.engine == "dali":
             from ssl_fast.data.engine_dali import DaliSource
 
-            return DaliSource(self.dataset, self.views, self.device)
+            return DaliSource(self.dataset, self.views, -(-self.batch_size // self.world_size), self.device)
         maker = make_batch(self.dataset, TorchvisionEngine(self.views, self.dataset.channels))
         if self.workers == 0:
             return in_process(maker)

@@ -75,13 +75,14 @@ def blur_matrix(
 ) -> Tensor:  # [N, size, size]
     """The matrix that blurs one axis with a truncated Gaussian, the border reflected."""
     radius = min(blur_kernel_size(size) // 2, size - 1)
-    offset = torch.arange(-radius, radius + 1)
+    device = sigma.device
+    offset, row = torch.arange(-radius, radius + 1, device=device), torch.arange(size, device=device)
     kernel = torch.softmax(-0.5 * (offset / sigma[:, None]) ** 2, dim=1)  # [N, K]
-    source = (torch.arange(size)[:, None] + offset).abs()  # [size, K]
+    source = (row[:, None] + offset).abs()  # [size, K]
     source = torch.where(source >= size, 2 * (size - 1) - source, source)
-    matrix = torch.zeros(len(sigma), size, size)
+    matrix = torch.zeros(len(sigma), size, size, device=device)
     for tap in range(len(offset)):  # tap by tap: a row may meet the same pixel twice at the border
-        matrix[:, torch.arange(size), source[:, tap]] += kernel[:, tap, None]
+        matrix[:, row, source[:, tap]] += kernel[:, tap, None]
     return matrix
 
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from ssl_fast.data.cache import cache_folder, load_arrays, save_arrays
 from ssl_fast.data.decode import EXTENSIONS, Limits, Unreadable, decode, image_size, read_bytes
 
+_FORMAT = 1  # part of the cache's key: raise it when other files are refused than before
+
 
 @dataclass
 class Scan:
@@ -66,7 +68,8 @@ def scan(root: Path, limits: Limits, full: bool, threads: int = 0) -> Scan:
     if not names:
         raise ValueError(f"data.root: no images found under {root} (looked for {', '.join(EXTENSIONS)})")
     fingerprint = _fingerprint(root, names)
-    key = hashlib.sha256(f"{fingerprint} {limits} {full} {root.resolve()}".encode()).hexdigest()[:24]
+    identity = f"{_FORMAT} {fingerprint} {limits} {full} {root.resolve()}"
+    key = hashlib.sha256(identity.encode(errors="replace")).hexdigest()[:24]
     path = cache_folder() / f"scan-{key}.npz"
     cached = load_arrays(path)
     if cached is None:
