@@ -26,7 +26,7 @@ def cache_folder() -> Path:
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-    """Writes `arrays` with their hash: to a temporary file first, then renamed. A cache that cannot be written is skipped."""
+    """Writes `arrays` with their hash, to a temporary file that is then renamed; where that fails, it warns."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
@@ -35,7 +35,7 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         return
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, **{_HASH: np.array(_digest(arrays))}, **arrays)
+            np.savez(file, allow_pickle=False, **{**arrays, _HASH: np.array(_digest(arrays))})
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -66,5 +66,5 @@ def _digest(arrays: Mapping[str, NDArray[np.generic]]) -> str:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

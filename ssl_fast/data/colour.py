@@ -104,7 +104,7 @@ def jitter_(
     rows: Tensor,  # [N, P] the view's parameters, on the CPU
     view: View,
 ) -> None:
-    """ColorJitter: each sample's four operations in its own drawn order. One channel: saturation and hue are identities."""
+    """ColorJitter: each sample's operations in its own order. For one channel saturation and hue are identities."""
     wanted = [
         (number, name, operation)
         for number, (name, operation) in enumerate(_OPERATIONS)

@@ -28,7 +28,7 @@ class Dataset(ABC):
     """
 
     labels: Labels | None = None
-    classes: list[str] = []
+    classes: Sequence[str] = ()
     channels: int = 3
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -85,16 +85,18 @@ class ArrayDataset(Dataset):
         return len(self.arrays)
 
     def read(self, i: int) -> Image:
+        """Image i."""
         assert self.arrays is not None
         return np.asarray(self.arrays[i])
 
     def fingerprint(self) -> str:
+        """Of all pixels, labels and class names."""
         assert self.arrays is not None
         digest = hashlib.sha256(f"{self.arrays.shape} {self.classes}".encode())
         for begin in range(0, len(self.arrays), 4096):
-            digest.update(np.ascontiguousarray(self.arrays[begin : begin + 4096]))
+            digest.update(np.ascontiguousarray(self.arrays[begin : begin + 4096]).data)
         if self.labels is not None:
-            digest.update(np.ascontiguousarray(self.labels))
+            digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
 
 

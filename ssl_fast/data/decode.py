@@ -1,4 +1,4 @@
-"""Image files to uint8 arrays, whatever the file holds: wrong or hostile files end in one `Unreadable`, never a crash."""
+"""Image files to uint8 arrays; whatever a wrong or hostile file holds, it ends in one `UnreadableError`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif",
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no EPS, nor anything else that runs a program
 
 
-class Unreadable(ValueError):
+class UnreadableError(ValueError):
     """A file that is not an image that we take; the message says why, in one line."""
 
 
@@ -31,34 +31,34 @@ def read_bytes(path: Path, limits: Limits) -> bytes:
     """The content of a regular file within the limit.
 
     Raises:
-        Unreadable: no such file, no regular file, empty or too large.
+        UnreadableError: no such file, no regular file, empty or too large.
     """
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise Unreadable("not a regular file")
+            raise UnreadableError("not a regular file")
         if not 0 < size <= limits.max_bytes:
-            raise Unreadable(f"{size} bytes, expected 1 to {limits.max_bytes}")
+            raise UnreadableError(f"{size} bytes, expected 1 to {limits.max_bytes}")
         return path.read_bytes()
     except OSError as error:
-        raise Unreadable(_reason(error)) from error
+        raise UnreadableError(_reason(error)) from error
 
 
 def image_size(content: bytes, limits: Limits) -> tuple[int, int]:
     """(H, W) of the upright picture, from the header alone.
 
     Raises:
-        Unreadable: no image that we take, or too many pixels.
+        UnreadableError: no image that we take, or too many pixels.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             image = _open(content, limits)
             turned = _orientation(image) in _TURNED
-        except Unreadable:
+        except UnreadableError:
             raise
         except Exception as error:
-            raise Unreadable(_reason(error)) from error
+            raise UnreadableError(_reason(error)) from error
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -69,17 +69,17 @@ def decode(content: bytes, channels: int, limits: Limits) -> NDArray[np.uint8]: 
     and palettes are converted, transparency is dropped.
 
     Raises:
-        Unreadable: no image that we take, damaged, cut short, or too many pixels.
+        UnreadableError: no image that we take, damaged, cut short, or too many pixels.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; a file that decodes is good
         try:
             image = _upright(_open(content, limits))
             array = np.array(_eight_bit(image).convert("L" if channels == 1 else "RGB"))
-        except Unreadable:
+        except UnreadableError:
             raise
         except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error and more on junk
-            raise Unreadable(_reason(error)) from error
+            raise UnreadableError(_reason(error)) from error
     return array.reshape(*array.shape[:2], channels)
 
 
@@ -93,7 +93,7 @@ def _open(content: bytes, limits: Limits) -> Any:
     image = Image.open(io.BytesIO(content), formats=_FORMATS)
     pixels = image.width * image.height
     if not 0 < pixels <= limits.max_pixels:
-        raise Unreadable(f"{image.width} x {image.height} pixels, expected at most {limits.max_pixels}")
+        raise UnreadableError(f"{image.width} x {image.height} pixels, expected at most {limits.max_pixels}")
     return image
 
 

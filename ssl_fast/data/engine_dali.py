@@ -10,12 +10,13 @@ which a file broke after the scan.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import io
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,10 +99,8 @@ class DaliSource:
         table = draw(self.views, job.seed, job.epoch, job.index, sizes)
         self._running.append((job, table, found))
         numbers = table.numpy().astype(np.int32)
-        inputs = [contents]
-        for v in range(len(self.views)):
-            inputs += [numbers[:, v, :2], numbers[:, v, 2:4], numbers[:, v, COLUMN["flip"]]]
-        return [part if isinstance(part, list) else list(np.ascontiguousarray(part)) for part in inputs]
+        parts = [(numbers[:, v, :2], numbers[:, v, 2:4], numbers[:, v, COLUMN["flip"]]) for v in range(len(self.views))]
+        return [contents, *(list(np.ascontiguousarray(part)) for view in parts for part in view)]
 
     def _outputs(self) -> Any:
         """The first running job's outputs; when DALI failed on it, a new pipeline makes it from bitmaps."""
@@ -126,7 +125,8 @@ class DaliSource:
         if self.device.type == "cuda":  # DALI's memory is about to be used again
             torch.cuda.current_stream(self.device).synchronize()
         labels = self.dataset.labels
-        return Batch(views, None if labels is None else torch.from_numpy(labels[index]), torch.from_numpy(np.array(index)))
+        chosen = None if labels is None else torch.from_numpy(labels[index])
+        return Batch(views, chosen, torch.from_numpy(np.array(index)))
 
     def _content(self, i: int) -> NDArray[np.uint8]:  # [bytes]
         try:
@@ -145,44 +145,44 @@ class DaliSource:
         rows: Tensor,  # [N, P]
         view: View,
     ) -> Tensor:  # [N, C, S, S]
-        from nvidia.dali.plugin.pytorch import feed_ndarray
-
         shape = (len(rows), view.size, view.size, self.dataset.channels)
         pixels = torch.empty(shape, dtype=torch.uint8, device=self.device)
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        feed_ndarray(output.as_tensor(), pixels, cuda_stream=stream)
+        _dali(".plugin.pytorch").feed_ndarray(output.as_tensor(), pixels, cuda_stream=stream)
         x = pixels.permute(0, 3, 1, 2).float().contiguous()
         result = torch.empty_like(x, memory_format=torch.channels_last)
         finish(x, rows, view, out=result)
         return result
 
     def _build(self) -> Any:
-        from nvidia.dali import Pipeline, fn
-
         gpu = self.device.type == "cuda"
-        pipeline = Pipeline(
+        pipeline = _dali().Pipeline(
             batch_size=self.batch_size,
             num_threads=max(1, len(os.sched_getaffinity(0)) - 1),
             device_id=(self.device.index or 0) if gpu else None,
             prefetch_queue_depth=_DEPTH,
         )
         with pipeline:
-            inputs = fn.external_source(self._next_inputs, num_outputs=1 + 3 * len(self.views), dtype=_dtypes(self.views))
+            inputs = _inputs(self._next_inputs, len(self.views))
             pipeline.set_outputs(*_graph(inputs, self.views, self.dataset.channels, gpu))
         pipeline.build()
         return pipeline
 
 
-def _dtypes(views: Sequence[View]) -> list[Any]:
-    from nvidia.dali import types
+def _dali(part: str = "") -> Any:
+    """nvidia.dali, or a part of it: untyped here, and imported when it is used."""
+    return importlib.import_module(f"nvidia.dali{part}")
 
-    return [types.UINT8] + [types.INT32] * (3 * len(views))
+
+def _inputs(source: Callable[[], list[Any]], num_views: int) -> Any:
+    fn, types = _dali(".fn"), _dali(".types")
+    dtypes = [types.UINT8] + [types.INT32] * (3 * num_views)
+    return fn.external_source(source, num_outputs=len(dtypes), dtype=dtypes)
 
 
 def _graph(inputs: Sequence[Any], views: Sequence[View], channels: int, gpu: bool) -> list[Any]:
     """The DALI nodes from the inputs of `_next_inputs` to uint8 [S, S, C] for each view."""
-    from nvidia.dali import fn, types
-
+    fn, types = _dali(".fn"), _dali(".types")
     kind = types.RGB if channels == 3 else types.GRAY
     images = fn.decoders.image(inputs[0], device="mixed" if gpu else "cpu", output_type=kind)
     filters = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}

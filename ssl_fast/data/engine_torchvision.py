@@ -89,7 +89,7 @@ def _resized_one(
     planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
     mode = InterpolationMode(view.interpolation)
     size = [view.size, view.size]
-    result = functional.resized_crop(planes, top, left, height, width, size, mode, antialias=True)
+    result: Tensor = functional.resized_crop(planes, top, left, height, width, size, mode, antialias=True)
     result = result.flip(-1) if row[COLUMN["flip"]] else result
     return result.float().contiguous()
 

@@ -57,7 +57,7 @@ class Loader:
         seed: of order and views.
         shuffle: a new order each epoch; else ascending.
         drop_last: leave out the samples that do not fill a batch.
-        rank, world_size: this process takes slice `rank` of each global batch (`np.array_split`: sizes may differ by 1).
+        rank, world_size: this process takes slice `rank` of each global batch; sizes may differ by one.
         device: where batches are wanted. For CUDA they are pinned and copied without waiting.
 
     Attributes:
@@ -141,14 +141,14 @@ class Loader:
         return start_workers(maker, self.workers, self.config.prefetch, self.config.start_method, pin)
 
     def _check(self) -> None:
-        if not 1 <= self.batch_size:
+        if self.batch_size < 1:
             raise ValueError(f"batch_size: expected a positive number, got {self.batch_size}")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank: expected 0 <= rank < {self.world_size}, got {self.rank}")
         if not len(self.dataset):
             raise ValueError("dataset: expected at least one sample, got none")
         if self.drop_last and self.batch_size > len(self.dataset):
-            raise ValueError(f"batch_size: {self.batch_size} is more than the {len(self.dataset)} samples of the data set")
+            raise ValueError(f"batch_size: {self.batch_size} is more than the data set's {len(self.dataset)} samples")
         if self.batch_size < self.world_size:
             raise ValueError(f"batch_size: expected at least one sample for each of {self.world_size} ranks")
         if self.config.workers < -1 or self.config.prefetch < 1:
@@ -160,10 +160,8 @@ class Loader:
             raise ValueError(f"start_method: expected 'fork' or 'forkserver', got {self.config.start_method!r}")
 
     def _num_workers(self) -> int:
-        wanted: int = self.config.workers
-        if wanted == -1:
-            wanted = self._automatic_workers()
-        return min(wanted, len(self))
+        wanted = int(self.config.workers)
+        return min(self._automatic_workers() if wanted == -1 else wanted, len(self))
 
     def _automatic_workers(self) -> int:
         """One core is left to the training; none for little work, or where shared memory could not hold the batches."""
@@ -174,7 +172,8 @@ class Loader:
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         batch_bytes = 4 * self.dataset.channels * sample_pixels * self.batch_size // self.world_size
         room = shutil.disk_usage(_SHARED_MEMORY).free // 2 if os.path.isdir(_SHARED_MEMORY) else 0
-        return max(min(cores - 1, 16, room // (batch_bytes * (self.config.prefetch + 1) + 1)), 0)
+        in_flight = batch_bytes * (int(self.config.prefetch) + 1) + 1
+        return max(min(cores - 1, 16, room // in_flight), 0)
 
 
 def choose_engine(

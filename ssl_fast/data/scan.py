@@ -1,4 +1,4 @@
-"""A folder's image files: found, each decoded once to see that it can be, the verdicts cached by name, size and time."""
+"""A folder's image files: found, each decoded once to see that it can be, the verdicts cached."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_fast.data.cache import cache_folder, load_arrays, save_arrays
-from ssl_fast.data.decode import EXTENSIONS, Limits, Unreadable, decode, image_size, read_bytes
+from ssl_fast.data.decode import EXTENSIONS, Limits, UnreadableError, decode, image_size, read_bytes
 
 _FORMAT = 1  # part of the cache's key: raise it when other files are refused than before
 
@@ -101,8 +101,10 @@ def _look_at_all(root: Path, names: list[str], limits: Limits, full: bool, threa
         try:
             content = read_bytes(root / name, limits)
             size = image_size(content, limits)
-            return (decode(content, 3, limits).shape[:2] if full else size), ""  # type: ignore[return-value]
-        except Unreadable as refusal:
+            if full:
+                size = decode(content, 3, limits).shape[:2]
+            return size, ""
+        except UnreadableError as refusal:
             return (0, 0), str(refusal)
 
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
@@ -119,5 +121,5 @@ def _sorted_out(
     good = [i for i, reason in enumerate(reasons) if not reason]
     refused = [(name, reason) for name, reason in zip(names, reasons, strict=True) if reason]
     if not good:
-        raise ValueError(f"data.root: none of the {len(names)} image files under {root} can be decoded ({refused[0][1]})")
+        raise ValueError(f"data.root: none of the {len(names)} files under {root} can be decoded ({refused[0][1]})")
     return Scan([names[i] for i in good], sizes[good], refused, fingerprint)

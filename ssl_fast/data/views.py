@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ssl_fast.data.philox import uniforms
 
-# The columns of the table, P = 17. Crop box in pixels of the source image; flip, jitter, grayscale, solarize are 0 or 1;
-# order0..3 are the four colour operations (0 brightness, 1 contrast, 2 saturation, 3 hue) in the order they are applied;
-# blur is the Gaussian's sigma in output pixels, 0 for none.
+# The columns of the table, P = 17. The crop's box is in pixels of the source image; flip, jitter, grayscale, solarize
+# are 0 or 1; order0..3 are the colour operations (0 brightness, 1 contrast, 2 saturation, 3 hue) in the order they are
+# applied; blur is the Gaussian's sigma in output pixels, 0 for none.
 COLUMNS = (
     "top", "left", "height", "width", "flip", "jitter", "brightness", "contrast", "saturation", "hue",
     "order0", "order1", "order2", "order3", "grayscale", "blur", "solarize",
@@ -204,7 +204,8 @@ def _nearest_ratio(
     height, width = sizes[:, 0], sizes[:, 1]
     tall = np.where(width / height < view.crop_ratio[0], np.rint(width / view.crop_ratio[0]), height)
     wide = np.where(width / height > view.crop_ratio[1], np.rint(height * view.crop_ratio[1]), width)
-    return np.maximum(np.stack([np.minimum(tall, height), np.minimum(wide, width)], axis=1), 1.0)
+    box: NDArray[np.float64] = np.stack([np.minimum(tall, height), np.minimum(wide, width)], axis=1)
+    return np.maximum(box, 1.0)
 
 
 def _centre(

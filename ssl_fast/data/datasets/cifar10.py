@@ -57,11 +57,11 @@ class CIFAR10(ArrayDataset):
 
 def _source(config: Any, train: bool) -> Any:
     try:
-        from torchvision.datasets import CIFAR10 as Source
+        from torchvision import datasets
     except ImportError as error:
         raise RuntimeError("data=cifar10 needs torchvision: pip install ssl_fast[recipes]") from error
     try:
-        return Source(config.root, train=train, download=config.download)
+        return datasets.CIFAR10(config.root, train=train, download=config.download)
     except (OSError, RuntimeError) as error:  # urllib's errors are OSError, a missing or wrong file is RuntimeError
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"data.root: no CIFAR-10 in {config.root!r} and it could not be downloaded ({first})") from error
+        raise ValueError(f"data.root: no CIFAR-10 in {config.root!r}, and no download ({first})") from error

@@ -16,7 +16,7 @@ import numpy as np
 from ssl_fast.data.cache import cache_folder
 from ssl_fast.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from ssl_fast.data.datasets.image_folder import ImageFolder
-from ssl_fast.data.decode import Limits, Unreadable, image_size, read_bytes
+from ssl_fast.data.decode import Limits, UnreadableError, image_size, read_bytes
 from ssl_fast.data.quarantine import Quarantine
 
 _log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class ImageCSV(ImageFolder):
         def look(name: str) -> tuple[int, int] | str:
             try:
                 return image_size(read_bytes(self.root / name, self.limits), self.limits)
-            except Unreadable as refusal:
+            except UnreadableError as refusal:
                 return str(refusal)
 
         unique = sorted(set(names))

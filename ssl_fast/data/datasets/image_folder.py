@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ssl_fast.data.cache import cache_folder
 from ssl_fast.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset, Image
-from ssl_fast.data.decode import Limits, Unreadable, decode, read_bytes
+from ssl_fast.data.decode import Limits, UnreadableError, decode, read_bytes
 from ssl_fast.data.quarantine import Quarantine
 from ssl_fast.data.scan import scan
 from ssl_fast.data.splits import Rows, hold_out, limited, split_rows
@@ -103,12 +103,12 @@ class ImageFolder(Dataset):
         """The file's content.
 
         Raises:
-            Unreadable: it cannot be read, or is larger than the limit.
+            UnreadableError: it cannot be read, or is larger than the limit.
         """
         return read_bytes(self.root / self.names[i], self.limits)
 
     def read(self, i: int) -> Image:
-        """Image i; Unreadable when the file broke since it was scanned."""
+        """Image i; UnreadableError when the file broke since it was scanned."""
         return decode(self.encoded(i), self.channels, self.limits)
 
     def fetch(
@@ -130,7 +130,7 @@ class ImageFolder(Dataset):
         for candidate in (*range(i, len(self)), *range(i)):
             try:
                 return self.read(candidate), candidate
-            except Unreadable as refusal:
+            except UnreadableError as refusal:
                 self.quarantine.add([(self.names[candidate], str(refusal))])
         raise ValueError(f"data.root: no image under {self.root} can be decoded any more")
 
