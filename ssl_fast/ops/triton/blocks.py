@@ -1,8 +1,10 @@
 # mypy: ignore-errors
 """Device code shared by the Triton kernels: rounding, norms, similarity tiles, and the normalisation of rows.
 
-Shapes: N rows of D numbers, stored as z [padded N, chunks * BLOCK_D] with zeros in the padding, so that tile loads
-need no mask. UPCAST is set in the interpreter only: its bfloat16 dot product and rounding are wrong.
+Shapes: N rows of D numbers, stored as z [padded N, PLANES * CHUNKS * BLOCK_D] with zeros in the padding, so that tile
+loads need no mask. fp32 rows are kept as the sum of PLANES bfloat16 numbers (three hold all 24 bits), so that every
+product is a bfloat16 product of the tensor cores: a b = a0 b0 + (a1 b0 + a0 b1) + (a2 b0 + a1 b1 + a0 b2).
+UPCAST is set in the interpreter only: its bfloat16 dot product and rounding are wrong.
 """
 
 import triton
@@ -23,12 +25,42 @@ def round_to(x, dtype: tl.constexpr, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def dot(a, b, acc, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+def dot(a, b, acc, UPCAST: tl.constexpr):
     """acc + a @ b with fp32 accumulation."""
     if UPCAST:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
+    return tl.dot(a, b, acc)
+
+
+@triton.jit
+def dot_planes(a0, a1, a2, b0, b1, b2, acc, A_PLANES: tl.constexpr, B_PLANES: tl.constexpr, UPCAST: tl.constexpr):
+    """acc + (a0 + a1 + a2) @ (b0 + b1 + b2), small terms first, those below the last plane left out."""
+    if A_PLANES == 3:
+        acc = dot(a2, b0, acc, UPCAST)
+        if B_PLANES == 3:
+            acc = dot(a1, b1, acc, UPCAST)
+    if B_PLANES == 3:
+        acc = dot(a0, b2, acc, UPCAST)
+    if A_PLANES >= 2:
+        acc = dot(a1, b0, acc, UPCAST)
+    if B_PLANES >= 2:
+        acc = dot(a0, b1, acc, UPCAST)
+    return dot(a0, b0, acc, UPCAST)
+
+
+@triton.jit
+def split(x, dtype: tl.constexpr, PLANES: tl.constexpr, UPCAST: tl.constexpr):
+    """fp32 x as a sum of PLANES numbers of `dtype`; planes not asked for repeat the last one and are not read."""
+    x0 = round_to(x, dtype, UPCAST)
+    x1 = x0
+    x2 = x0
+    if PLANES >= 2:
+        rest = x - x0.to(tl.float32)
+        x1 = round_to(rest, dtype, UPCAST)
+        if PLANES == 3:
+            x2 = round_to(rest - x1.to(tl.float32), dtype, UPCAST)
+    return x0, x1, x2
 
 
 @triton.jit
@@ -52,11 +84,26 @@ def load_scalar(value, IS_TENSOR: tl.constexpr):
 
 
 @triton.jit
-def load_tile(z, start, chunk, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNKS: tl.constexpr):
-    """z[start : start + ROWS, chunk] as [ROWS, BLOCK_D], from a buffer padded far enough to need no mask."""
-    width: tl.constexpr = BLOCK_D * CHUNKS
-    base = z + tl.cast(start, tl.int64) * width + chunk * BLOCK_D
-    return tl.load(base + tl.arange(0, ROWS)[:, None] * width + tl.arange(0, BLOCK_D)[None, :])
+def load_tile(z, start, column, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """z[start : start + ROWS, column : column + BLOCK_D], from a buffer padded far enough to need no mask."""
+    base = z + tl.cast(start, tl.int64) * WIDTH + column
+    return tl.load(base + tl.arange(0, ROWS)[:, None] * WIDTH + tl.arange(0, BLOCK_D)[None, :])
+
+
+@triton.jit
+def load_planes(
+    z, start, chunk, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNKS: tl.constexpr, PLANES: tl.constexpr
+):
+    """The planes of one chunk of ROWS rows, each [ROWS, BLOCK_D]; planes that do not exist repeat the last one."""
+    plane: tl.constexpr = BLOCK_D * CHUNKS
+    x0 = load_tile(z, start, chunk * BLOCK_D, PLANES * plane, ROWS, BLOCK_D)
+    x1 = x0
+    x2 = x0
+    if PLANES >= 2:
+        x1 = load_tile(z, start, plane + chunk * BLOCK_D, PLANES * plane, ROWS, BLOCK_D)
+    if PLANES == 3:
+        x2 = load_tile(z, start, 2 * plane + chunk * BLOCK_D, PLANES * plane, ROWS, BLOCK_D)
+    return x0, x1, x2
 
 
 @triton.jit
@@ -86,13 +133,14 @@ def normalize_backward(dz, z, norm, EPS: tl.constexpr, NORMALIZE: tl.constexpr):
 def normalize_kernel(
     x,  # [N, D] raw embeddings
     positive,  # [N] int64: the row of each row's positive; only WITH_COSINE
-    z,  # [padded N, WIDTH] out: unit rows in the compute dtype, zeros in the padding
+    z,  # [padded N, PLANES * WIDTH] out: unit rows in the compute dtype, zeros in the padding
     cosine,  # [N] fp32 out: <z_i, z_positive(i)>; only WITH_COSINE
     N,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PLANES: tl.constexpr,
     EPS: tl.constexpr,
     NORMALIZE: tl.constexpr,
     WITH_COSINE: tl.constexpr,
@@ -103,8 +151,13 @@ def normalize_kernel(
     valid = rows < N
     unit, _ = load_unit_rows(x, rows, valid, D, BLOCK_D, EPS, NORMALIZE)
     columns = tl.arange(0, BLOCK_D)
-    pointers = z + rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
-    tl.store(pointers, round_to(unit, z.dtype.element_ty, UPCAST), mask=(columns < WIDTH)[None, :])
+    pointers = z + rows.to(tl.int64)[:, None] * (PLANES * WIDTH) + columns[None, :]
+    plane0, plane1, plane2 = split(unit, z.dtype.element_ty, PLANES, UPCAST)
+    tl.store(pointers, plane0, mask=(columns < WIDTH)[None, :])
+    if PLANES >= 2:
+        tl.store(pointers + WIDTH, plane1, mask=(columns < WIDTH)[None, :])
+    if PLANES == 3:
+        tl.store(pointers + 2 * WIDTH, plane2, mask=(columns < WIDTH)[None, :])
     if WITH_COSINE:
         partners = tl.load(positive + rows, mask=valid, other=0)
         other, _ = load_unit_rows(x, partners, valid, D, BLOCK_D, EPS, NORMALIZE)

@@ -3,7 +3,7 @@
 Letters: B queries, K rows of the queue, D embedding; s_ij = inv_temperature <q_i, queue_j>, s_i+ that of the key;
 loss_i = log(exp s_i+ + sum_j exp s_ij) - s_i+.
 
-    unit rows   queries in the compute dtype (the input's; the queue is cast to it tile by tile)
+    unit rows   queries in the compute dtype; a queue that is not bf16 is converted first (a bf16 queue is read in place)
     queue       per part of the queue: sum of exponentials, largest logit, and the queue's rows weighted by them
     combine     parts added up in a fixed order; loss, dq, dk, dinv with the norm's backward, in fp32
 
@@ -41,14 +41,12 @@ def forward(
     )
     if q.shape[0] > 0:
         with tiles.on_device(q):
-            dtype = torch.promote_types(q.dtype, k.dtype)
-            parts = _attend(rows.unit_rows(q.to(dtype), normalize), q, queue, inv_temperature, normalize, with_grad)
+            parts = _attend(q, queue, inv_temperature, normalize, with_grad)
             _combine(q, k, parts, loss, gradients, inv_temperature, normalize)
     return (loss, *gradients)
 
 
 def _attend(
-    z: Tensor,  # [padded B, padded D]
     q: Tensor,
     queue: Tensor,
     inv_temperature: float | Tensor,
@@ -56,20 +54,22 @@ def _attend(
     with_grad: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Maxima [splits, B] (None when bounded), sums [splits, B], weighted rows [splits, B, padded D] (or None)."""
-    import triton.language as tl
-
     from .info_nce_kernels import queue_kernel
 
     (batch, dim), length = q.shape, queue.shape[0]
-    block_d, chunks = tiles.width(dim)
-    tile = tiles.tile("queue", z.dtype, dim, q.device)
+    num_planes = tiles.planes(q.dtype)
+    block_d, chunks = tiles.width(dim, num_planes)
+    tile = tiles.tile("queue", num_planes, dim, q.device)
+    queue_planes = 1 if queue.dtype == torch.bfloat16 else num_planes
+    if queue.dtype != torch.bfloat16:
+        queue = rows.unit_rows(queue, False, queue_planes)
     row_tiles, parts, per_part = tiles.partition(batch, length, tile, q.device, most=256)
     bounded = tiles.bounded(inv_temperature, normalize)
     partial = torch.empty(parts, batch, dtype=torch.float32, device=q.device)
     maximum = None if bounded else torch.empty_like(partial)
     weighted = partial.new_empty(parts, batch, block_d * chunks) if with_grad else None
     queue_kernel[(row_tiles, parts, chunks if with_grad else 1)](
-        z,
+        rows.unit_rows(q, normalize, num_planes),
         queue,
         maximum,
         partial,
@@ -78,7 +78,7 @@ def _attend(
         batch,
         length,
         per_part,
-        D=dim,
+        PLANE=queue.shape[1] // queue_planes,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_D=block_d,
@@ -86,8 +86,8 @@ def _attend(
         BOUNDED=bounded,
         WITH_GRAD=with_grad,
         TENSOR_TEMPERATURE=isinstance(inv_temperature, Tensor),
-        E_DTYPE=tl.float32 if z.dtype == torch.float32 else tl.bfloat16,
-        PRECISION=tiles.precision(z.dtype),
+        PLANES=num_planes,
+        QUEUE_PLANES=queue_planes,
         UPCAST=tiles.interpreted(),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
@@ -108,7 +108,7 @@ def _combine(
 
     maximum, partial, weighted = parts
     batch, dim = q.shape
-    block_d, chunks = tiles.width(dim)
+    block_d, chunks = tiles.width(dim, tiles.planes(q.dtype))
     _, whole = rows.row_block(block_d * chunks)
     splits = partial.shape[0]
     combine_kernel[(batch,)](

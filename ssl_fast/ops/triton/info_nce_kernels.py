@@ -8,25 +8,48 @@ long that its exponential overflows makes the loss infinite, never silently wron
 import triton
 import triton.language as tl
 
-from .blocks import LOG2E, LOWEST, dot, load_scalar, load_tile, load_unit_rows, normalize_backward, round_to, softplus
+from .blocks import LOG2E, LOWEST, dot_planes, load_planes, load_scalar, load_unit_rows, normalize_backward, softplus, split
 
 
 @triton.jit
-def load_queue(queue, start, chunk, K, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, D: tl.constexpr):
-    """queue[start : start + ROWS, chunk] as [ROWS, BLOCK_D], zero outside."""
+def load_queue(
+    queue,
+    start,
+    chunk,
+    K,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PLANE: tl.constexpr,
+    PLANES: tl.constexpr,
+):
+    """The planes of queue[start : start + ROWS, chunk], each [ROWS, BLOCK_D], zero outside."""
     rows = tl.arange(0, ROWS)
-    d = tl.arange(0, BLOCK_D)
-    pointers = queue + tl.cast(start, tl.int64) * D + chunk * BLOCK_D + rows[:, None] * D + d[None, :]
+    d = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
+    pointers = queue + tl.cast(start, tl.int64) * (PLANES * PLANE) + rows[:, None] * (PLANES * PLANE) + d[None, :]
     inside = (rows < K - start)[:, None]
-    if D % BLOCK_D != 0:
-        inside = inside & (d < D - chunk * BLOCK_D)[None, :]
-    return tl.load(pointers, mask=inside, other=0.0)
+    if PLANE % BLOCK_D != 0:
+        inside = inside & (d < PLANE)[None, :]
+    x0 = tl.load(pointers, mask=inside, other=0.0)
+    x1 = x0
+    x2 = x0
+    if PLANES >= 2:
+        x1 = tl.load(pointers + PLANE, mask=inside, other=0.0)
+    if PLANES == 3:
+        x2 = tl.load(pointers + 2 * PLANE, mask=inside, other=0.0)
+    return x0, x1, x2
+
+
+@triton.jit
+def scores(a0, a1, a2, b0, b1, b2, s, PLANES: tl.constexpr, QUEUE_PLANES: tl.constexpr, UPCAST: tl.constexpr):
+    """s + q @ queue^T in the queries' dtype: fp16 holds the bfloat16 numbers of unit vectors to 6e-8."""
+    b0, b1, b2 = tl.trans(b0.to(a0.dtype)), tl.trans(b1.to(a0.dtype)), tl.trans(b2.to(a0.dtype))
+    return dot_planes(a0, a1, a2, b0, b1, b2, s, PLANES, QUEUE_PLANES, UPCAST)
 
 
 @triton.jit
 def queue_kernel(
-    q,  # [padded B, CHUNKS * BLOCK_D] unit queries in the compute dtype
-    queue,  # [K, D]
+    q,  # [padded B, PLANES * CHUNKS * BLOCK_D] unit queries in the compute dtype
+    queue,  # [K, QUEUE_PLANES * PLANE] bf16
     maximum,  # [splits, B] fp32 out: largest logit times log2(e); not written when BOUNDED
     partial,  # [splits, B] fp32 out: sum of exponentials relative to it
     weighted,  # [splits, B, CHUNKS * BLOCK_D] fp32 out: the queue's rows weighted by them; only WITH_GRAD
@@ -34,7 +57,7 @@ def queue_kernel(
     B,
     K,
     columns_per_split,
-    D: tl.constexpr,
+    PLANE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -42,8 +65,8 @@ def queue_kernel(
     BOUNDED: tl.constexpr,
     WITH_GRAD: tl.constexpr,
     TENSOR_TEMPERATURE: tl.constexpr,
-    E_DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PLANES: tl.constexpr,
+    QUEUE_PLANES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """One part of the queue for a tile of queries; the third grid axis is the chunk of `weighted`."""
@@ -51,9 +74,7 @@ def queue_kernel(
     start_m = tl.program_id(0) * BLOCK_M
     rows = start_m + tl.arange(0, BLOCK_M)
     out_chunk = tl.program_id(2)
-    Q_DTYPE: tl.constexpr = q.dtype.element_ty
-    if CHUNKS == 1:
-        a = load_tile(q, start_m, 0, BLOCK_M, BLOCK_D, CHUNKS)
+    a0, a1, a2 = load_planes(q, start_m, 0, BLOCK_M, BLOCK_D, CHUNKS, PLANES)
     total = tl.zeros([BLOCK_M], tl.float32)
     largest = tl.full([BLOCK_M], LOWEST, tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -62,14 +83,14 @@ def queue_kernel(
         columns = start_n + tl.arange(0, BLOCK_N)
         s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         if CHUNKS == 1:
-            b = load_queue(queue, start_n, 0, K, BLOCK_N, BLOCK_D, D)
-            s = dot(a, tl.trans(b.to(Q_DTYPE)), s, PRECISION, UPCAST)
+            b0, b1, b2 = load_queue(queue, start_n, 0, K, BLOCK_N, BLOCK_D, PLANE, QUEUE_PLANES)
+            s = scores(a0, a1, a2, b0, b1, b2, s, PLANES, QUEUE_PLANES, UPCAST)
         else:
             for chunk in range(CHUNKS):
-                a_chunk = load_tile(q, start_m, chunk, BLOCK_M, BLOCK_D, CHUNKS)
-                b_chunk = load_queue(queue, start_n, chunk, K, BLOCK_N, BLOCK_D, D)
-                s = dot(a_chunk, tl.trans(b_chunk.to(Q_DTYPE)), s, PRECISION, UPCAST)
-            b = load_queue(queue, start_n, out_chunk, K, BLOCK_N, BLOCK_D, D)
+                c0, c1, c2 = load_planes(q, start_m, chunk, BLOCK_M, BLOCK_D, CHUNKS, PLANES)
+                d0, d1, d2 = load_queue(queue, start_n, chunk, K, BLOCK_N, BLOCK_D, PLANE, QUEUE_PLANES)
+                s = scores(c0, c1, c2, d0, d1, d2, s, PLANES, QUEUE_PLANES, UPCAST)
+            b0, b1, b2 = load_queue(queue, start_n, out_chunk, K, BLOCK_N, BLOCK_D, PLANE, QUEUE_PLANES)
         s = s * scale
         if BOUNDED:
             e = tl.exp2(s - scale)
@@ -85,7 +106,8 @@ def queue_kernel(
             e = tl.where((columns < K)[None, :], e, 0.0)
         total += tl.sum(e, 1)
         if WITH_GRAD:
-            acc = dot(round_to(e, E_DTYPE, UPCAST), b.to(E_DTYPE), acc, PRECISION, UPCAST)
+            e0, e1, e2 = split(e, tl.bfloat16, PLANES, UPCAST)
+            acc = dot_planes(e0, e1, e2, b0, b1, b2, acc, PLANES, QUEUE_PLANES, UPCAST)
     target = tl.program_id(1).to(tl.int64) * B + rows
     if out_chunk == 0:
         tl.store(partial + target, total, mask=rows < B)

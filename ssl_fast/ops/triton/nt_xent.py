@@ -45,7 +45,7 @@ def forward(
         return loss, log_l
     with tiles.on_device(x):
         cosine = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
-        z = unit_rows(x, normalize, positive, cosine)
+        z = unit_rows(x, normalize, tiles.planes(x.dtype), positive, cosine)
         if tiles.bounded(inv_temperature, normalize) and rows == (0, x.shape[0]):
             maximum, partial = None, _triangle(z, x, positive, inv_temperature)
         else:
@@ -72,7 +72,7 @@ def backward(
     if end == begin:
         return dx, zdz
     with tiles.on_device(x):
-        z = unit_rows(x, normalize)
+        z = unit_rows(x, normalize, tiles.planes(x.dtype))
         coef, log_l = coef.contiguous(), log_l.contiguous()
         dz, missed = _weighted_sums(z, x, positive, coef, log_l, rows, inv_temperature, normalize)
         _finish(x, positive, coef, log_l, dz, missed, dx, zdz, begin, inv_temperature, normalize)
@@ -84,8 +84,9 @@ def _triangle(z: Tensor, x: Tensor, positive: Tensor, inv_temperature: float | T
     from .nt_xent_kernels import triangle_kernel
 
     num_rows, dim = x.shape
-    block_d, chunks = tiles.width(dim)
-    tile = tiles.tile("triangle", x.dtype, dim, x.device)
+    num_planes = tiles.planes(x.dtype)
+    block_d, chunks = tiles.width(dim, num_planes)
+    tile = tiles.tile("triangle", num_planes, dim, x.device)
     block = max(tile.block_m, tile.block_n)
     slab_rows = max(1, -(-num_rows // block) // 32) * block
     slabs = -(-num_rows // slab_rows)
@@ -102,7 +103,7 @@ def _triangle(z: Tensor, x: Tensor, positive: Tensor, inv_temperature: float | T
         BLOCK_N=tile.block_n,
         BLOCK_D=block_d,
         CHUNKS=chunks,
-        PRECISION=tiles.precision(x.dtype),
+        PLANES=num_planes,
         UPCAST=tiles.interpreted(),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
@@ -122,8 +123,9 @@ def _row_sums(
     from .nt_xent_kernels import row_sum_kernel
 
     num_rows, dim = x.shape
-    block_d, chunks = tiles.width(dim)
-    tile = tiles.tile("row_sum", x.dtype, dim, x.device)
+    num_planes = tiles.planes(x.dtype)
+    block_d, chunks = tiles.width(dim, num_planes)
+    tile = tiles.tile("row_sum", num_planes, dim, x.device)
     wanted = rows[1] - rows[0]
     row_tiles, parts, per_part = tiles.partition(wanted, num_rows, tile, x.device, most=16)
     bounded = tiles.bounded(inv_temperature, normalize)
@@ -145,7 +147,7 @@ def _row_sums(
         CHUNKS=chunks,
         BOUNDED=bounded,
         TENSOR_TEMPERATURE=isinstance(inv_temperature, Tensor),
-        PRECISION=tiles.precision(x.dtype),
+        PLANES=num_planes,
         UPCAST=tiles.interpreted(),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
@@ -195,13 +197,12 @@ def _weighted_sums(
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
     """G @ Z [splits, R, padded D] and 1 - p_positive [splits, R], one part of the columns each."""
-    import triton.language as tl
-
     from .nt_xent_kernels import backward_kernel, weight_kernel
 
     num_rows, dim = x.shape
-    block_d, chunks = tiles.width(dim)
-    tile = tiles.tile("backward", x.dtype, dim, x.device)
+    num_planes = tiles.planes(x.dtype)
+    block_d, chunks = tiles.width(dim, num_planes)
+    tile = tiles.tile("backward", num_planes, dim, x.device)
     wanted = rows[1] - rows[0]
     row_tiles, parts, per_part = tiles.partition(wanted, num_rows, tile, x.device, most=16)
     bounded = tiles.bounded(inv_temperature, normalize)
@@ -229,9 +230,7 @@ def _weighted_sums(
         CHUNKS=chunks,
         BOUNDED=bounded,
         TENSOR_TEMPERATURE=isinstance(inv_temperature, Tensor),
-        # fp16 has too little range for gradients: S comes from fp16, G is held in bfloat16.
-        G_DTYPE=tl.float32 if x.dtype == torch.float32 else tl.bfloat16,
-        PRECISION=tiles.precision(x.dtype),
+        PLANES=num_planes,
         UPCAST=tiles.interpreted(),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

@@ -10,32 +10,36 @@ unit vectors.
 import triton
 import triton.language as tl
 
-from .blocks import LOG2E, LOWEST, dot, load_scalar, load_tile, load_unit_rows, normalize_backward, round_to, softplus
+from .blocks import LOG2E, LOWEST, dot_planes, load_planes, load_scalar, load_unit_rows, normalize_backward, softplus, split
 
 
 @triton.jit
 def similarity(
-    z,  # [padded N, CHUNKS * BLOCK_D]
-    a,  # [BLOCK_M, BLOCK_D] rows start_m ..., b [BLOCK_N, BLOCK_D] rows start_n ...: read here when CHUNKS > 1
-    b,
+    z,  # [padded N, PLANES * CHUNKS * BLOCK_D]
+    a0,  # a [BLOCK_M, BLOCK_D], the planes of rows start_m ..., b [BLOCK_N, BLOCK_D] of rows start_n ...
+    a1,
+    a2,
+    b0,
+    b1,
+    b2,
     start_m,
     start_n,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHUNKS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PLANES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """<z_i, z_j> for a tile of rows i and columns j, [BLOCK_M, BLOCK_N] fp32."""
+    """<z_i, z_j> for a tile of rows i and columns j, [BLOCK_M, BLOCK_N] fp32; reads a and b itself if CHUNKS > 1."""
     s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if CHUNKS == 1:
-        s = dot(a, tl.trans(b), s, PRECISION, UPCAST)
+        s = dot_planes(a0, a1, a2, tl.trans(b0), tl.trans(b1), tl.trans(b2), s, PLANES, PLANES, UPCAST)
     else:
         for chunk in range(CHUNKS):
-            a_chunk = load_tile(z, start_m, chunk, BLOCK_M, BLOCK_D, CHUNKS)
-            b_chunk = load_tile(z, start_n, chunk, BLOCK_N, BLOCK_D, CHUNKS)
-            s = dot(a_chunk, tl.trans(b_chunk), s, PRECISION, UPCAST)
+            c0, c1, c2 = load_planes(z, start_m, chunk, BLOCK_M, BLOCK_D, CHUNKS, PLANES)
+            d0, d1, d2 = load_planes(z, start_n, chunk, BLOCK_N, BLOCK_D, CHUNKS, PLANES)
+            s = dot_planes(c0, c1, c2, tl.trans(d0), tl.trans(d1), tl.trans(d2), s, PLANES, PLANES, UPCAST)
     return s
 
 
@@ -49,7 +53,7 @@ def needs_mask(start_m, start_n, lowest, highest, N, BLOCK_M: tl.constexpr, BLOC
 
 @triton.jit
 def triangle_kernel(
-    z,  # [padded N, CHUNKS * BLOCK_D]
+    z,  # [padded N, PLANES * CHUNKS * BLOCK_D]
     positive,  # [N] int64, an involution
     partial,  # [num_slabs, N] fp32 out: sum of exponentials of row i over the columns of a slab
     inv_temperature,
@@ -60,7 +64,7 @@ def triangle_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHUNKS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PLANES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """One pair of slabs (rows <= columns): its row sums and its column sums, so that each tile is computed once.
@@ -90,14 +94,16 @@ def triangle_kernel(
         partners = tl.load(positive + columns, mask=column_valid, other=-1).to(tl.int32)
         highest = tl.max(partners, 0)
         lowest = tl.min(tl.where(column_valid, partners, N), 0)
-        b = load_tile(z, start_n, 0, BLOCK_N, BLOCK_D, CHUNKS)
+        b0, b1, b2 = load_planes(z, start_n, 0, BLOCK_N, BLOCK_D, CHUNKS, PLANES)
         column_acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         # Row sums of the previous column tile were stored by other threads of this program.
         tl.debug_barrier()
         for start_m in range(row_begin, row_end, BLOCK_M):
             rows = start_m + tl.arange(0, BLOCK_M)
-            a = load_tile(z, start_m, 0, BLOCK_M, BLOCK_D, CHUNKS)
-            s = similarity(z, a, b, start_m, start_n, BLOCK_M, BLOCK_N, BLOCK_D, CHUNKS, PRECISION, UPCAST)
+            a0, a1, a2 = load_planes(z, start_m, 0, BLOCK_M, BLOCK_D, CHUNKS, PLANES)
+            s = similarity(
+            z, a0, a1, a2, b0, b1, b2, start_m, start_n, BLOCK_M, BLOCK_N, BLOCK_D, CHUNKS, PLANES, UPCAST
+        )
             if needs_mask(start_n, start_m, lowest, highest, N, BLOCK_N, BLOCK_M) | (start_n + BLOCK_N > N):
                 excluded = (rows[:, None] == columns[None, :]) | (rows[:, None] == partners[None, :])
                 s = tl.where(excluded | (rows >= N)[:, None] | (columns >= N)[None, :], LOWEST, s)
@@ -112,7 +118,7 @@ def triangle_kernel(
 
 @triton.jit
 def row_sum_kernel(
-    z,  # [padded N, CHUNKS * BLOCK_D]
+    z,  # [padded N, PLANES * CHUNKS * BLOCK_D]
     positive,  # [N] int64
     maximum,  # [splits, R] fp32 out: largest logit times log2(e); not written when BOUNDED
     partial,  # [splits, R] fp32 out: sum of exponentials relative to it
@@ -127,7 +133,7 @@ def row_sum_kernel(
     CHUNKS: tl.constexpr,
     BOUNDED: tl.constexpr,
     TENSOR_TEMPERATURE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PLANES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """Sums over one part of the columns for the rows begin ... begin + R - 1; online maximum unless BOUNDED."""
@@ -138,14 +144,16 @@ def row_sum_kernel(
     partners = tl.load(positive + rows, mask=row_valid, other=-1).to(tl.int32)
     highest = tl.max(partners, 0)
     lowest = tl.min(tl.where(row_valid, partners, N), 0)
-    a = load_tile(z, start_m, 0, BLOCK_M, BLOCK_D, CHUNKS)
+    a0, a1, a2 = load_planes(z, start_m, 0, BLOCK_M, BLOCK_D, CHUNKS, PLANES)
     total = tl.zeros([BLOCK_M], tl.float32)
     largest = tl.full([BLOCK_M], LOWEST, tl.float32)
     column_begin = tl.program_id(1) * columns_per_split
     for start_n in range(column_begin, tl.minimum(column_begin + columns_per_split, N), BLOCK_N):
         columns = start_n + tl.arange(0, BLOCK_N)
-        b = load_tile(z, start_n, 0, BLOCK_N, BLOCK_D, CHUNKS)
-        s = similarity(z, a, b, start_m, start_n, BLOCK_M, BLOCK_N, BLOCK_D, CHUNKS, PRECISION, UPCAST) * scale
+        b0, b1, b2 = load_planes(z, start_n, 0, BLOCK_N, BLOCK_D, CHUNKS, PLANES)
+        s = similarity(
+            z, a0, a1, a2, b0, b1, b2, start_m, start_n, BLOCK_M, BLOCK_N, BLOCK_D, CHUNKS, PLANES, UPCAST
+        ) * scale
         if needs_mask(start_m, start_n, lowest, highest, N, BLOCK_M, BLOCK_N):
             excluded = (rows[:, None] == columns[None, :]) | (partners[:, None] == columns[None, :])
             s = tl.where(excluded | (columns >= N)[None, :], LOWEST, s)
@@ -204,7 +212,7 @@ def loss_kernel(
 
 @triton.jit
 def backward_kernel(
-    z,  # [padded N, CHUNKS * BLOCK_D]
+    z,  # [padded N, PLANES * CHUNKS * BLOCK_D]
     positive,  # [N] int64
     coef,  # [N] fp32
     log_l,  # [N] fp32
@@ -222,8 +230,7 @@ def backward_kernel(
     CHUNKS: tl.constexpr,
     BOUNDED: tl.constexpr,
     TENSOR_TEMPERATURE: tl.constexpr,
-    G_DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PLANES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """G = E (coef_i / l_i + coef_j / l_j) and G @ Z for a tile of rows, one part of the columns, one chunk of z."""
@@ -241,14 +248,16 @@ def backward_kernel(
         row_weight = tl.load(weight + rows, mask=row_valid, other=0.0)
     else:
         row_weight = tl.load(coef + rows, mask=row_valid, other=0.0)
-    a = load_tile(z, start_m, 0, BLOCK_M, BLOCK_D, CHUNKS)
+    a0, a1, a2 = load_planes(z, start_m, 0, BLOCK_M, BLOCK_D, CHUNKS, PLANES)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     column_begin = tl.program_id(1) * columns_per_split
     for start_n in range(column_begin, tl.minimum(column_begin + columns_per_split, N), BLOCK_N):
         columns = start_n + tl.arange(0, BLOCK_N)
-        b = load_tile(z, start_n, 0, BLOCK_N, BLOCK_D, CHUNKS)
-        s = similarity(z, a, b, start_m, start_n, BLOCK_M, BLOCK_N, BLOCK_D, CHUNKS, PRECISION, UPCAST)
+        b0, b1, b2 = load_planes(z, start_n, 0, BLOCK_N, BLOCK_D, CHUNKS, PLANES)
+        s = similarity(
+            z, a0, a1, a2, b0, b1, b2, start_m, start_n, BLOCK_M, BLOCK_N, BLOCK_D, CHUNKS, PLANES, UPCAST
+        )
         if not BOUNDED:
             s = s * scale
         if needs_mask(start_m, start_n, lowest, highest, N, BLOCK_M, BLOCK_N):
@@ -265,10 +274,11 @@ def backward_kernel(
             g = e * row_weight[:, None] + tl.exp2(s - column_log2_l[None, :]) * column_weight[None, :]
         total += tl.sum(e, 1)
         if CHUNKS > 1:
-            value = load_tile(z, start_n, chunk, BLOCK_N, BLOCK_D, CHUNKS)
-        else:
-            value = b
-        acc = dot(round_to(g, G_DTYPE, UPCAST), value.to(G_DTYPE), acc, PRECISION, UPCAST)
+            b0, b1, b2 = load_planes(z, start_n, chunk, BLOCK_N, BLOCK_D, CHUNKS, PLANES)
+        # fp16 has too little range for gradients: S comes from fp16, G is held in bfloat16.
+        g0, g1, g2 = split(g, tl.bfloat16, PLANES, UPCAST)
+        b0, b1, b2 = b0.to(tl.bfloat16), b1.to(tl.bfloat16), b2.to(tl.bfloat16)
+        acc = dot_planes(g0, g1, g2, b0, b1, b2, acc, PLANES, PLANES, UPCAST)
     if BOUNDED:
         total = total * tl.exp2(scale - log2_l)
     target = tl.program_id(1).to(tl.int64) * R + rows - begin

@@ -13,20 +13,23 @@ EPS = 1e-12
 def unit_rows(
     x: Tensor,  # [N, D]
     normalize: bool,
+    num_planes: int,
     positive: Tensor | None = None,  # [N] int64
     cosine: Tensor | None = None,  # [N] fp32 out: of each row with its positive
 ) -> Tensor:
-    """Unit rows [padded N, D padded to the kernels' block] in x's dtype, zeros in the padding.
+    """Unit rows [padded N, planes * D padded to the kernels' block], zeros in the padding; fp32 as bfloat16 planes.
 
     The padding lets a tile start at any row (a rank's first row is no multiple of the tile) and end beyond the last.
     """
     from .blocks import normalize_kernel
 
     num_rows, dim = x.shape
-    block_d, chunks = tiles.width(dim)
+    block_d, chunks = tiles.width(dim, num_planes)
+    plane = block_d * chunks
     padded = (-(-num_rows // tiles.ROW_PADDING) + 1) * tiles.ROW_PADDING
-    z = torch.empty(padded, block_d * chunks, dtype=x.dtype, device=x.device)
-    block_r, whole = row_block(z.shape[1])
+    dtype = torch.float16 if x.dtype == torch.float16 else torch.bfloat16
+    z = torch.empty(padded, num_planes * plane, dtype=dtype, device=x.device)
+    block_r, whole = row_block(plane)
     normalize_kernel[(padded // block_r,)](
         x,
         positive,
@@ -34,9 +37,10 @@ def unit_rows(
         cosine,
         num_rows,
         D=dim,
-        WIDTH=z.shape[1],
+        WIDTH=plane,
         BLOCK_R=block_r,
         BLOCK_D=whole,
+        PLANES=num_planes,
         EPS=EPS,
         NORMALIZE=normalize,
         WITH_COSINE=positive is not None,

@@ -37,23 +37,29 @@ class Tile:
 # (kernel, precision, width class) -> {architecture: tile}; "chunked": the embedding is walked in chunks of 128.
 _TABLE: dict[tuple[str, str, int | str], dict[str, Tile]] = {
     (k, p, w): {a: Tile(64, 32, 4, 2) for a in SHARED_MEMORY}
-    for k in ("triangle", "row_sum", "backward", "queue") for p in ("half", "float32") for w in (64, 128, 256, "chunked")
+    for k in ("triangle", "row_sum", "backward", "queue") for p in ("half", "split") for w in (64, 128, 256, "chunked")
 }
 
 
-def width(dim: int) -> tuple[int, int]:
-    """The padded embedding as (block_d, chunks): one power-of-two block up to 256, chunks of 128 beyond."""
-    if dim <= 256:
+def planes(dtype: torch.dtype) -> int:
+    """In how many bfloat16 numbers fp32 rows are held: as torch.set_float32_matmul_precision reads; others in one."""
+    if dtype != torch.float32:
+        return 1
+    return {"highest": 3, "high": 2, "medium": 1}[torch.get_float32_matmul_precision()]
+
+
+def width(dim: int, num_planes: int) -> tuple[int, int]:
+    """The padded embedding as (block_d, chunks): one power-of-two block while it fits, chunks of 128 beyond."""
+    if dim <= (256 if num_planes == 1 else 128):
         return max(16, 1 << (dim - 1).bit_length()), 1
     return 128, -(-dim // 128)
 
 
-def tile(kernel: str, dtype: torch.dtype, dim: int, device: torch.device) -> Tile:
+def tile(kernel: str, num_planes: int, dim: int, device: torch.device) -> Tile:
     """The tile of `kernel` ("triangle", "row_sum", "backward" or "queue") for embeddings of `dim` numbers."""
-    block_d, chunks = width(dim)
+    block_d, chunks = width(dim, num_planes)
     width_class: int | str = "chunked" if chunks > 1 else max(64, block_d)
-    precision = "float32" if dtype == torch.float32 else "half"
-    return _TABLE[kernel, precision, width_class][architecture(device)]
+    return _TABLE[kernel, "half" if num_planes == 1 else "split", width_class][architecture(device)]
 
 
 def architecture(device: torch.device) -> str:
@@ -153,13 +159,6 @@ def _wrong_values(tensor: Tensor) -> str | None:
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Make the tensor's GPU the current one while kernels are launched (Triton launches on the current device)."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
-def precision(dtype: torch.dtype) -> str:
-    """`input_precision` of tl.dot: fp32 stays fp32-accurate (three TF32 products) unless torch is told otherwise."""
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
-        return "tf32x3"
-    return "tf32"
 
 
 def device_scalar(value: float | Tensor, device: torch.device) -> float | Tensor:
