@@ -88,6 +88,23 @@ def under_tracing() -> bool:
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
+def call(
+    function: type[torch.autograd.Function],
+    compute: Callable[..., Any],
+    name: str,
+    recorded: bool,
+    inputs: tuple[Any, ...],
+) -> Tensor:
+    """The first result of an op by the cheapest right way: registered op, autograd.Function or the bare computation."""
+    if under_tracing():
+        result: Tensor = getattr(torch.ops.ssl_fast, name)(*inputs)[0]
+    elif recorded:
+        result = function.apply(*inputs)
+    else:
+        result = compute(*inputs)[0]
+    return result
+
+
 def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any], autograd: Any = None) -> None:
     """Registers `ssl_fast::<schema>` for torch.compile. In eager mode nobody calls it: its boundary costs microseconds.
 
@@ -95,7 +112,8 @@ def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any]
         schema: name, arguments and results in the language of torch.library.
         function: the op on plain tensors; a result that is None becomes an empty tensor.
         fake: the same results without data.
-        autograd: an autograd.Function whose `setup_context` and `backward` serve the op too.
+        autograd: an autograd.Function whose `save` and `backward` serve the op too; all results but the first are
+            for its backward pass alone.
     """
     name = f"ssl_fast::{schema.split('(')[0]}"
 
@@ -108,8 +126,13 @@ def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any]
     _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(name, fake, lib=_LIBRARY)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        autograd.save(ctx, inputs, output)
+        ctx.mark_non_differentiable(*output[1:])
+
     if autograd is not None:
-        torch.library.register_autograd(name, autograd.backward, setup_context=autograd.setup_context, lib=_LIBRARY)
+        torch.library.register_autograd(name, autograd.backward, setup_context=setup_context, lib=_LIBRARY)
 
 
 def scaled(

@@ -71,15 +71,22 @@ def _info_nce(
 
 
 class _InfoNCE(torch.autograd.Function):
-    """The loss of each row; its derivatives are made in the forward pass, the backward pass only multiplies them."""
+    """The loss of each row; its derivatives are made in the forward pass, the backward pass only multiplies them.
 
-    forward = staticmethod(_info_nce)
+    `forward` takes ctx: for the form with `setup_context`, torch binds the arguments by name, 20 us a call.
+    """
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _info_nce(*inputs)
+        _InfoNCE.save(ctx, inputs, output)
+        return output[0]
+
+    @staticmethod
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        """Keeps what `backward` needs; also the set-up of the registered op."""
         # The queue is saved so that autograd notices an enqueue before the backward pass, whatever the implementation.
         ctx.save_for_backward(*inputs[:4], *output[1:])
-        ctx.mark_non_differentiable(*(t for t in output[1:] if t is not None))
         ctx.set_materialize_grads(False)
         ctx.inv_temperature, ctx.normalize = inputs[4], inputs[5]
 
@@ -221,9 +228,8 @@ def info_nce(
     else:
         k = k if k.dtype == q.dtype else k.to(q.dtype)
         recorded = contract.wants_gradient(q, k, tensor)
-        traced = contract.under_tracing()
-        run = torch.ops.ssl_fast.info_nce if traced else _InfoNCE.apply if recorded else _info_nce
-        loss = run(q, k, queue, tensor, inverse, normalize, impl, recorded)[0]
+        inputs = (q, k, queue, tensor, inverse, normalize, impl, recorded)
+        loss = contract.call(_InfoNCE, _info_nce, "info_nce", recorded, inputs)
     return _reduced(loss, weight, group, grad_reduce, reduction)
 
 

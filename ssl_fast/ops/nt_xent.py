@@ -71,8 +71,8 @@ def _nt_xent(
     loss, local_log_l = kernel.forward(rows.x, rows.positive, rows.mine, inverse, normalize)
     if weight is None:
         all_loss, log_l = rows.gather(loss, local_log_l)
-        total = float(max(len(all_loss), 1)) if average else 1.0
-        value = all_loss.sum() / total
+        total = max(len(all_loss), 1) if average else 1
+        value = all_loss.mean() if total > 1 else all_loss.sum()
         coef = torch.full_like(all_loss, factor / total) if with_grad else None
     else:
         all_loss, log_l, all_weight = rows.gather(loss, local_log_l, weight.to(loss.dtype).repeat(2))
@@ -144,14 +144,21 @@ def _again(
 
 
 class _NTXent(torch.autograd.Function):
-    """The objective; its gradients are made in the forward pass, the backward pass only multiplies them."""
+    """The objective; its gradients are made in the forward pass, the backward pass only multiplies them.
 
-    forward = staticmethod(_nt_xent)
+    `forward` takes ctx: for the form with `setup_context`, torch binds the arguments by name, 20 us a call.
+    """
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _nt_xent(*inputs)
+        _NTXent.save(ctx, inputs, output)
+        return output[0]
+
+    @staticmethod
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        """Keeps what `backward` needs; also the set-up of the registered op."""
         ctx.save_for_backward(*inputs[:3], *output[1:])
-        ctx.mark_non_differentiable(*(t for t in output[1:] if t is not None))
         ctx.set_materialize_grads(False)
         ctx.options = (inputs[3], inputs[4], inputs[6])
         ctx.reduction = "mean" if inputs[5] else "sum"
@@ -171,12 +178,16 @@ class _NTXent(torch.autograd.Function):
 class _NTXentRows(torch.autograd.Function):
     """The loss of each row; the backward pass computes the logits again."""
 
-    forward = staticmethod(_nt_xent_rows)
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _nt_xent_rows(*inputs)
+        _NTXentRows.save(ctx, inputs, output)
+        return output[0]
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keeps what `backward` needs; also the set-up of the registered op."""
         ctx.save_for_backward(*inputs[:2], output[1])
-        ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.options, ctx.impl = inputs[2:5], inputs[5]
 
@@ -297,15 +308,14 @@ def nt_xent(
     x = torch.cat((z1, z2))
     name = "" if group is None else group.group_name
     shared = (tensor, inverse, normalize)
-    traced, recorded = contract.under_tracing(), contract.wants_gradient(x, weight, tensor)
+    recorded = contract.wants_gradient(x, weight, tensor)
     if reduction == "none":
-        rows = (x, *shared, name, impl)
-        run = torch.ops.ssl_fast.nt_xent_rows if traced else _NTXentRows.apply if recorded else _nt_xent_rows
-        loss: Tensor = run(*rows)[0].view(2, len(z1))
+        loss = contract.call(_NTXentRows, _nt_xent_rows, "nt_xent_rows", recorded, (x, *shared, name, impl)).view(
+            2, len(z1)
+        )
         return loss if weight is None else loss * weight
-    run = torch.ops.ssl_fast.nt_xent if traced else _NTXent.apply if recorded else _nt_xent
-    value: Tensor = run(x, weight, *shared, reduction == "mean", name, factor, impl, recorded)[0]
-    return value
+    whole = (x, weight, *shared, reduction == "mean", name, factor, impl, recorded)
+    return contract.call(_NTXent, _nt_xent, "nt_xent", recorded, whole)
 
 
 def _transformed(

@@ -83,10 +83,11 @@ def _gradient_block(
     inv_temperature: float | Tensor,
 ) -> Tensor:
     """dz of the rows `i` [I, D]: what they do as anchors, and what they do as columns of all others."""
-    s = (z[i] @ z.T * inv_temperature).scatter_(1, i[:, None], -torch.inf)
-    p = positive[i, None]  # an involution: also the row whose positive i is
-    to_row, to_column = s - log_l[i, None], s - log_l
-    # p - 1 at the positives through expm1: p rounded to 1 first would lose it once views align.
-    as_anchor = to_row.exp().scatter_(1, p, to_row.gather(1, p).expm1()) * coef[i, None]
-    as_column = to_column.exp().scatter_(1, p, to_column.gather(1, p).expm1()) * coef
-    return (as_anchor + as_column) @ z * inv_temperature
+    p = positive[i]  # an involution: also the row whose positive i is
+    s = (z[i] @ z.T * inv_temperature).scatter_(1, i[:, None], -torch.inf).scatter_(1, p[:, None], -torch.inf)
+    as_anchor, as_column = (s - log_l[i, None]).exp_(), (s - log_l).exp_()
+    # p_positive - 1 is minus the sum of the others: once views align, p_positive rounds to 1 and would lose it.
+    partner = _loss_block(z, positive, p, inv_temperature)[0]
+    pair = coef[p] * torch.expm1(-partner) - coef[i] * as_anchor.sum(1)
+    as_anchor.mul_(coef[i, None]).addcmul_(as_column, coef.expand_as(s)).scatter_(1, p[:, None], pair[:, None])
+    return as_anchor @ z * inv_temperature

@@ -1,0 +1,28 @@
+"""Runs a function on several gloo ranks of this machine."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+
+def run_ranks(function: Callable[..., None], world_size: int, folder: Path, *args: Any) -> None:
+    """Calls `function(rank, world_size, *args)` in one process per rank; an exception in any of them is raised here.
+
+    The function must lie at the top of its module. The ranks meet in a file of `folder`: no port is taken.
+    """
+    torch.multiprocessing.spawn(_rank, (function, world_size, str(folder / "store"), args), world_size)
+
+
+def _rank(rank: int, function: Callable[..., None], world_size: int, store: str, args: tuple[Any, ...]) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    try:
+        function(rank, world_size, *args)
+    finally:
+        dist.destroy_process_group()
