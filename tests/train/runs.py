@@ -9,6 +9,7 @@ import torch
 
 from ssl_fast import distributed
 from ssl_fast.config import find
+from ssl_fast.data.dataset import ArrayDataset
 from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.data.views import Batch
 from ssl_fast.methods.base import Method
@@ -24,24 +25,10 @@ SMALL = {
 }
 
 
-class Pictures:
-    """Random pictures in memory, with the members of a data set that a loader reads."""
-
-    channels, mean, std, names = 3, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), None
-
-    def __init__(self, count: int = 60, side: int = 16) -> None:
-        self.arrays = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
-        self.labels = np.arange(count) % 4
-        self.classes = list("abcd")
-
-    def __len__(self) -> int:
-        return len(self.arrays)
-
-    def read(self, i: int) -> np.ndarray:
-        return self.arrays[i]
-
-    def fingerprint(self) -> str:
-        return f"pictures-{len(self)}"
+def pictures(count: int = 60, side: int = 16) -> ArrayDataset:
+    """Random pictures in memory."""
+    images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    return ArrayDataset(images, np.arange(count) % 4, list("abcd"))
 
 
 class DoubleLoader:
@@ -69,7 +56,7 @@ class Losses:
             self.values.append(values["loss"])
 
 
-def make_method(name: str, norm: str = "group", *, dtype: torch.dtype = torch.float32, **optimizer: Any) -> Method:
+def make_method(name: str, /, norm: str = "group", *, dtype: torch.dtype = torch.float32, **optimizer: Any) -> Method:
     cls = find("ssl_fast.methods.pretrain", name)
     config = cls.Config(**SMALL[name], norm=norm)
     config.view = replace(config.view, size=16, blur=0.0)
@@ -82,9 +69,10 @@ def make_method(name: str, norm: str = "group", *, dtype: torch.dtype = torch.fl
 def make_trainer(
     method: Method, *, batch_size: int, epochs: int, checkpoints: Checkpoints | None = None, **train: Any
 ) -> Trainer:
-    views = tuple(replace(v, mean=Pictures.mean, std=Pictures.std) for v in method.views(method.config))
+    dataset = pictures()
+    views = tuple(replace(v, mean=dataset.mean, std=dataset.std) for v in method.views(method.config))
     loader: Any = Loader(
-        Pictures(),
+        dataset,
         views,
         LoaderConfig(engine="torchvision", workers=0),
         batch_size=batch_size,
