@@ -92,18 +92,19 @@ def export_model(
 
     Raises:
         ValueError: on a wrong option.
-        RuntimeError: when a file misses its limit (`parity.json` is written before), a builder was required and is not
-            there, or a package is missing.
+        RuntimeError: when a file misses its limit (`parity.json` is written before), or a build fails.
+        ImportError: when a package is missing, or a builder was required and there is none.
     """
     config.check()
+    api, targets, message = _plan_engines(config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    api, targets, message = _plan_engines(config)
     if images is None:
         images = parity.random_images(input_shape(preprocessing), max(parity.BATCHES), config.seed)
     reference = parity.torch_runner(model)(images)
     report: dict[str, Any] = {"onnx": [], "engines": [], "parity": {}, "tensorrt": message}
     missed = _export_onnx_files(config, model, preprocessing, classes, folder, images, reference, report)
+    parity.write_report(folder / "parity.json", report)  # here too: a build may fail, and the files above are good
     if api is not None and not missed:
         missed = _build_engines(config, api, targets, folder, images, reference, report)
     parity.write_report(folder / "parity.json", report)
@@ -120,7 +121,7 @@ def _plan_engines(config: ExportConfig) -> tuple[Api | None, list[str], str]:
     if api is not None:
         return api, targets, f"{api.kind} {api.version} for {', '.join(targets)}"
     if config.tensorrt == "require":
-        raise RuntimeError(f"export.tensorrt=require: no engine can be built: {reason}")
+        raise ImportError(f"export.tensorrt=require: no engine can be built: {reason}")
     return None, [], f"no engine was built: {reason}"
 
 

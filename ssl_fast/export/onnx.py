@@ -78,7 +78,7 @@ def _require() -> None:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise RuntimeError(f"ONNX export needs {error.name}: pip install ssl_fast[recipes]") from error
+        raise ImportError(f"ONNX export needs {error.name}: pip install ssl_fast[recipes]") from error
 
 
 def _trace(model: nn.Module, shape: tuple[int, int, int], output: str, opset: int) -> Any:
@@ -139,7 +139,7 @@ def export_onnx(
 
     Raises:
         ValueError: on an unknown precision, or preprocessing without a size.
-        RuntimeError: when onnx is not installed, or the file with its weights passes 2 GB.
+        ImportError: when onnx or onnxscript is not installed.
     """
     _require()
     if precision not in PRECISIONS:

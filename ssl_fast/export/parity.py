@@ -37,12 +37,12 @@ def onnx_runner(path: str | Path) -> Runner:
     """onnxruntime on the CPU.
 
     Raises:
-        RuntimeError: when onnxruntime is not installed.
+        ImportError: when onnxruntime is not installed.
     """
     try:
         import onnxruntime
     except ImportError as error:
-        raise RuntimeError("parity needs onnxruntime: pip install ssl_fast[recipes]") from error
+        raise ImportError("parity needs onnxruntime: pip install ssl_fast[recipes]") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3

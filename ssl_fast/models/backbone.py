@@ -89,7 +89,7 @@ def _timm() -> Any:
     try:
         import timm
     except ImportError as error:
-        raise RuntimeError("backbones need timm: pip install ssl_fast[recipes]") from error
+        raise ImportError("backbones need timm: pip install ssl_fast[recipes]") from error
     return timm
 
 
@@ -142,7 +142,7 @@ def _create(config: BackboneConfig) -> nn.Module:
     except (OSError, RuntimeError) as error:
         if not config.pretrained:
             raise
-        raise RuntimeError(
+        raise FileNotFoundError(
             f"backbone.pretrained: the weights of {config.name} are neither in the cache nor within reach "
             f"({str(error).splitlines()[0]}); give a local file with backbone.weights"
         ) from error
@@ -155,7 +155,8 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     Raises:
         ValueError: on an unknown name (the nearest are named), an option that the family lacks, or a weights file that
             does not fit.
-        RuntimeError: when timm is not installed, or published weights cannot be had.
+        FileNotFoundError: when published weights cannot be had.
+        ImportError: when timm is not installed.
     """
     _check(config)
     model = _create(config)

@@ -1,7 +1,11 @@
-"""Two models with statistics as training leaves them, exported once for all tests."""
+"""Two models with statistics as training leaves them, exported once for all tests, by the recipe as a user runs it."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_fast.export import ExportConfig, export_model
-from ssl_fast.models.backbone import Backbone, BackboneConfig, build_backbone
+from ssl_fast.models.backbone import Backbone, BackboneConfig, build_backbone, save_backbone
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "export.py"
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
@@ -36,15 +41,26 @@ def trained_like(config: BackboneConfig, size: int) -> Backbone:
 @dataclass
 class Exported:
     backbone: Backbone
-    preprocessing: dict
     folder: Path
     report: dict
 
 
 def _export(name: str, folder: Path) -> Exported:
     backbone = trained_like(BackboneConfig(name), 224)
-    report = export_model(ExportConfig(), backbone, preprocessing(224), folder)
-    return Exported(backbone, preprocessing(224), folder, report)
+    save_backbone(folder / "runs" / "r" / "pretrain", backbone, preprocessing(224))
+    done = subprocess.run(
+        [sys.executable, str(RECIPE), "run=r", "images=noise"],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((folder / "runs" / "r" / "export" / "parity.json").read_text())
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert {key: result[key] for key in report} == report
+    return Exported(backbone, folder / "runs" / "r" / "export", report)
 
 
 @pytest.fixture(scope="session", params=["resnet18", "vit_tiny_patch16_224"])

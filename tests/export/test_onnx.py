@@ -95,5 +95,5 @@ def test_refusals(small, small_preprocessing, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="precision must be of fp32, fp16, got 'int8'"):
         export_onnx(small, tmp_path / "a.onnx", small_preprocessing, precision="int8")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(RuntimeError, match=r"needs onnxscript: pip install ssl_fast\[recipes\]"):
+    with pytest.raises(ImportError, match=r"needs onnxscript: pip install ssl_fast\[recipes\]"):
         export_onnx(small, tmp_path / "a.onnx", small_preprocessing)

@@ -129,7 +129,7 @@ def test_onnx_comes_out_without_a_builder(small, small_preprocessing, tmp_path, 
     assert report["tensorrt"].startswith("no engine was built: tensorrt_rtx is not available")
     assert report["tensorrt"].endswith("pip install ssl_fast[trt]")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model_fp16.onnx", "parity.json"]
-    with pytest.raises(RuntimeError, match=r"tensorrt=require: no engine can be built: .*pip install ssl_fast\[trt\]"):
+    with pytest.raises(ImportError, match=r"tensorrt=require: no engine can be built: .*pip install ssl_fast\[trt\]"):
         export_model(ExportConfig(tensorrt="require"), small, small_preprocessing, tmp_path)
 
 

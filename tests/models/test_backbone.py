@@ -130,7 +130,7 @@ def test_published_weights_out_of_reach(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(RuntimeError, match=r"neither in the cache nor within reach.*backbone\.weights") as caught:
+    with pytest.raises(FileNotFoundError, match=r"neither in the cache nor within reach.*backbone\.weights") as caught:
         build_backbone(BackboneConfig(pretrained=True))
     assert "\n" not in str(caught.value)
 
