@@ -37,9 +37,7 @@ def find_input(runs: str | Path, run: str, given: str, previous: str) -> tuple[s
     if not run and not given:
         known = sorted(path.parent.name for path in Path(runs).glob(f"*/{previous}"))
         hint = f"; {runs} has {', '.join(known)}" if known else ""
-        raise ValueError(
-            f"run: expected the name of a run (run=...) or a stage's folder (input=...), got neither{hint}"
-        )
+        raise ValueError(f"run: expected a run's name (run=...) or a stage's folder (input=...), got neither{hint}")
     candidates = [Path(runs) / run / (given or previous)] if run else []
     candidates += [Path(given)] if given else []
     for folder in candidates:

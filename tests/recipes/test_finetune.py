@@ -1,0 +1,62 @@
+"""recipes/finetune.py on real image patches: frozen, unfrozen on the way, and from scratch."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssl_fast.data.datasets import open_dataset
+from ssl_fast.eval.features import extract_features
+from ssl_fast.models.backbone import load_backbone
+from ssl_fast.models.classifier import Classifier, load_head
+from ssl_fast.train.inputs import evaluation_view
+
+HIGH = "method.optimizer.lr=40"  # an untrained backbone in evaluation mode has features of about 0.03
+SHORT = ("train.epochs=2", "train.batch_size=64", "train.precision=fp32")
+
+
+def top1(stage: Path, patches: Any) -> float:
+    """Test accuracy, from the files of the stage alone."""
+    backbone, preprocessing = load_backbone(stage)
+    head, classes = load_head(stage)
+    assert len(classes) == 16
+    model = Classifier(backbone, head)
+    logits = extract_features(model, open_dataset(patches, "test"), evaluation_view(preprocessing))
+    assert logits.labels is not None
+    return (logits.h.argmax(1) == logits.labels).double().mean().item()
+
+
+def test_frozen_trains_the_head_and_leaves_every_bit_of_the_backbone(
+    folder: Path, patches: Any, run_recipe: Any
+) -> None:
+    result = run_recipe("finetune", "run=r", "stage=finetune_head", "method.frozen=true", *SHORT, HIGH, folder=folder)
+    before, _ = load_backbone(folder / "runs/r/pretrain")
+    after, _ = load_backbone(folder / "runs/r/finetune_head")
+    assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
+    assert result["top1"] == top1(folder / "runs/r/finetune_head", patches)
+    assert result["top1"] > 1.5 / 16
+    assert result["protocol"]["frozen"] is True
+
+
+def test_unfrozen_after_an_epoch(folder: Path, patches: Any, run_recipe: Any) -> None:
+    result = run_recipe("finetune", "run=r", "method.unfreeze_after_epoch=1", *SHORT, folder=folder)
+    before, _ = load_backbone(folder / "runs/r/pretrain")
+    after, _ = load_backbone(folder / "runs/r/finetune")
+    same = [name for name, value in before.state_dict().items() if torch.equal(value, after.state_dict()[name])]
+    assert not [name for name in same if "conv" in name or "running" in name]
+    batches = next(value for name, value in after.state_dict().items() if name.endswith("num_batches_tracked"))
+    assert batches.item() == 320 // 64  # batch statistics moved in the second epoch alone
+    assert result["top1"] == top1(folder / "runs/r/finetune", patches)
+
+
+def test_from_scratch(folder: Path, patches: Any, run_recipe: Any) -> None:
+    data = [f"data.{name}={getattr(patches, name)}" for name in ("num_train", "num_val", "num_test")]
+    small = ("backbone.cifar_stem=true", "backbone.width=8", "backbone.depth='1,1,1,1'", "size=32")
+    result = run_recipe("finetune", "input=none", "run=s", "data=photo_patches", *data, *small, *SHORT, folder=folder)
+    assert result["protocol"]["start"] == "random"
+    assert result["top1"] == top1(folder / "runs/s/finetune", patches)
+
+
+def test_errors_fit_in_a_sentence(folder: Path, run_recipe: Any) -> None:
+    said = run_recipe("finetune", "input=none", folder=folder, code=2)
+    assert said.startswith("error: data: expected data=<name> with input=none (known: arrays, ")
