@@ -86,16 +86,22 @@ def launch(
     _register(schema, groups, presets)
     sys.argv[1:] = sys.argv[1:] + _QUIET
 
+    wrong: list[Exception] = []  # Hydra adds a line of its own to what it sees raised
+
     @hydra.main(version_base="1.3", config_path=None, config_name=schema.__name__)
     def entry(config: Any) -> None:
-        main(OmegaConf.to_object(config))
+        try:
+            _refuse_additions(config, schema, groups)
+            main(OmegaConf.to_object(config))
+        except (ValueError, FileNotFoundError, ImportError) as error:
+            wrong.append(error)
 
     try:
         entry()
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_sentence(error, schema, groups, presets), error)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        _fail(str(error), error)
+    if wrong:
+        _fail(str(wrong[0]), wrong[0])
 
 
 def _register(schema: type, groups: Mapping[str, Mapping[str, type]], presets: Path | None) -> None:
@@ -109,6 +115,22 @@ def _register(schema: type, groups: Mapping[str, Mapping[str, type]], presets: P
             store.store(group=group, name=name, node=node)
     for file in sorted(presets.glob("*.yaml")) if presets else ():
         store.store(group="preset", name=file.stem, node=OmegaConf.load(file), package="_global_")
+
+
+def _refuse_additions(config: Any, schema: type, groups: Mapping[str, Mapping[str, type]]) -> None:
+    """Hydra's `+key=value` adds what no dataclass has, and nobody would read it."""
+    from omegaconf import DictConfig, OmegaConf
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        known = {item.name for item in fields(OmegaConf.get_type(node))}  # type: ignore[arg-type]
+        for key in node:
+            name = f"{prefix}{key}"
+            if key not in known:
+                raise ValueError(_unknown_key(name, schema, groups))
+            if isinstance(node[key], DictConfig):
+                walk(node[key], f"{name}.")
+
+    walk(config, "")
 
 
 def _fail(sentence: str, error: Exception) -> None:
@@ -134,7 +156,8 @@ def _sentence(error: Exception, schema: type, groups: Mapping[str, Mapping[str, 
         if "not in" in cause_text or cause is None:
             return _unknown_key(key.group(1), schema, groups)
     if full_key := re.search(r"full_key: ([\w.\[\]]+)", f"{text}\n{cause}"):
-        return f"{full_key.group(1)}: {text.splitlines()[0]}"
+        first = str(cause or error).splitlines()[0]
+        return f"{full_key.group(1)}: {first}"
     return text.splitlines()[0] if text else type(error).__name__
 
 

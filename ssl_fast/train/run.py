@@ -172,7 +172,7 @@ def _open_locked(
 
     config = json.loads(to_json(config))  # what a file can hold: tuples become lists
     record = _read_record(path)
-    if record is None:
+    if record is None or _failed_at_once(path, record):
         status = "new"
         write_atomic(path / _CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
         record = {"config_sha256": hash_of(config), "inputs": inputs}
@@ -185,6 +185,12 @@ def _open_locked(
     record = {"config_sha256": record["config_sha256"], "inputs": record["inputs"], **_process()}
     _write_record(path, record)
     return Stage(path, status, record, lock)
+
+
+def _failed_at_once(path: Path, record: dict[str, Any]) -> bool:
+    """Whether the stage failed before it made anything: a corrected command may then begin it anew."""
+    made = {p.name for p in path.iterdir() if not p.name.startswith(".")} - {_STAGE, _CONFIG}
+    return record["status"] == "failed" and not made
 
 
 def _refuse_changes(

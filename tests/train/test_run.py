@@ -141,6 +141,7 @@ def test_a_damaged_product_runs_the_stage_again(begin, caplog, damage: str):
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_changed_config_is_refused_with_the_difference(begin, finished: bool):
     stage = begin()
+    (stage.path / "metrics.jsonl").touch()
     stage.finish({}, []) if finished else stage.fail("")
     config = changed(train__epochs=20, method__queue=5, data__scale=[0.2, 1.0], train__device="cuda")
     del config["method"]["temperature"]
@@ -157,6 +158,13 @@ def test_a_changed_config_is_refused_with_the_difference(begin, finished: bool):
         assert difference in text
     assert "device" not in text
     assert begin().status == ("finished" if finished else "resume")  # nothing was spoilt, and the lock is free
+
+
+def test_a_stage_that_failed_before_it_made_anything_may_begin_anew_with_another_config(begin):
+    begin().fail("data.path: no file missing.npz")
+    stage = begin(changed(train__epochs=20))
+    assert stage.status == "new"
+    assert "epochs: 20" in (stage.path / "config.yaml").read_text()
 
 
 def test_ignored_keys_may_change(begin):
