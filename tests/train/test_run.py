@@ -89,6 +89,7 @@ def test_an_unfinished_stage_resumes(begin, in_child, kill_self, end: str):
         abandon(begin, in_child, kill_self)
     else:
         stage = begin()
+        (stage.path / "checkpoints").mkdir()
         stage.fail("out of memory") if end == "fail" else stage.interrupt(signal.SIGTERM)
         said = record(stage)
         assert (said["status"], said["reason"]) in {("failed", "out of memory"), ("interrupted", "SIGTERM")}
@@ -142,7 +143,7 @@ def test_a_damaged_product_runs_the_stage_again(begin, caplog, damage: str):
 def test_a_changed_config_is_refused_with_the_difference(begin, finished: bool):
     stage = begin()
     (stage.path / "metrics.jsonl").touch()
-    stage.finish({}, []) if finished else stage.fail("")
+    stage.finish({}, []) if finished else stage.interrupt(15)
     config = changed(train__epochs=20, method__queue=5, data__scale=[0.2, 1.0], train__device="cuda")
     del config["method"]["temperature"]
     with pytest.raises(ValueError) as error:
@@ -168,19 +169,19 @@ def test_a_stage_that_failed_before_it_made_anything_may_begin_anew_with_another
 
 
 def test_ignored_keys_may_change(begin):
-    begin().fail("")
+    begin().interrupt(15)
     assert begin(changed(train__device="cuda", train__loader={"workers": 8, "prefetch": 2})).status == "resume"
 
 
 def test_tuples_and_small_numbers_survive_the_file(begin):
-    begin().fail("")
+    begin().interrupt(15)
     assert begin(changed()).status == "resume"
 
 
 @pytest.mark.parametrize("content", ["train: {epochs: 20}", "", "a: [", "- 1", "!!python/object/apply:os.abort []"])
 def test_an_edited_config_file_is_refused(begin, content: str):
     stage = begin()
-    stage.fail("")
+    stage.interrupt(15)
     (stage.path / "config.yaml").write_text(content)
     with pytest.raises(RuntimeError, match=r"config\.yaml is not the config that the stage was started with"):
         begin()
@@ -190,10 +191,10 @@ def test_changed_inputs_are_refused(begin, tmp_path: Path):
     path, other = tmp_path / "a", tmp_path / "b"
     path.write_text("1")
     other.write_text("1")
-    begin(inputs={"weights": path}).fail("")
+    begin(inputs={"weights": path}).interrupt(15)
     stage = begin(inputs={"weights": other})  # the content counts, not the place
     assert stage.status == "resume"
-    stage.fail("")
+    stage.interrupt(15)
     path.write_text("2")
     with pytest.raises(ValueError, match=r"other inputs \(SHA-256 of weights: \w+ -> \w+\)"):
         begin(inputs={"weights": path})
@@ -210,7 +211,7 @@ def test_changed_inputs_are_refused(begin, tmp_path: Path):
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"format_version": 1}'])
 def test_a_damaged_record_is_one_sentence(begin, content: str):
     stage = begin()
-    stage.fail("")
+    stage.interrupt(15)
     (stage.path / "stage.json").write_text(content)
     with pytest.raises(RuntimeError, match=r"stage\.json is damaged"):
         begin()
@@ -218,7 +219,7 @@ def test_a_damaged_record_is_one_sentence(begin, content: str):
 
 def test_a_later_format_is_refused(begin):
     stage = begin()
-    stage.fail("")
+    stage.interrupt(15)
     (stage.path / "stage.json").write_text(json.dumps({**record(stage), "format_version": 2}))
     with pytest.raises(RuntimeError, match=r"stage\.json has format_version 2"):
         begin()
@@ -260,7 +261,7 @@ def test_the_second_process_on_a_folder_is_refused(begin, in_child):
         assert "\n" not in str(error.value)
 
     assert in_child(second) == 0
-    stage.fail("")
+    stage.interrupt(15)
     assert in_child(lambda: begin() and None) == 0
 
 
@@ -277,7 +278,7 @@ def test_ranks_share_one_decision(begin, tmp_path: Path, in_child):
         assert record(stage)["status"] == "running"
         dist.barrier()
         if rank == 0:
-            stage.fail("rank 0")
+            stage.interrupt(signal.SIGTERM)
         dist.barrier()
         # rank 1's own config differs: rank 0's decides; then rank 0's is refused on both
         assert begin(CONFIG if rank == 0 else changed(train__epochs=99)).status == "resume"
