@@ -2,8 +2,9 @@
 """Device code shared by the Triton kernels: rounding, norms, similarity tiles, and the normalisation of rows.
 
 Shapes: N rows of D numbers, stored as z [padded N, PLANES * CHUNKS * BLOCK_D] with zeros in the padding, so that tile
-loads need no mask. fp32 rows are kept as the sum of PLANES bfloat16 numbers (three hold all 24 bits), so that every
-product is a bfloat16 product of the tensor cores: a b = a0 b0 + (a1 b0 + a0 b1) + (a2 b0 + a1 b1 + a0 b2).
+loads need no mask. Numbers are kept as the sum of PLANES bfloat16 numbers (two hold the 11 bits of fp16, three the 24 of
+fp32), so that every product is a bfloat16 product of the tensor cores, with the range of fp32:
+a b = a0 b0 + (a1 b0 + a0 b1) + (a2 b0 + a1 b1 + a0 b2).
 UPCAST is set in the interpreter only: its bfloat16 dot product and rounding are wrong.
 """
 
@@ -15,13 +16,13 @@ LOWEST = tl.constexpr(-1.0e30)  # a finite stand-in for minus infinity: differen
 
 
 @triton.jit
-def round_to(x, dtype: tl.constexpr, UPCAST: tl.constexpr):
-    """Cast fp32 to `dtype`, to nearest even (the interpreter's own cast to bfloat16 truncates)."""
-    if UPCAST and dtype == tl.bfloat16:
+def round_bf16(x, UPCAST: tl.constexpr):
+    """Cast fp32 to bfloat16, to nearest even (the interpreter's own cast truncates)."""
+    if UPCAST:
         bits = x.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
         x = bits.to(tl.float32, bitcast=True)
-    return x.to(dtype)
+    return x.to(tl.bfloat16)
 
 
 @triton.jit
@@ -50,16 +51,16 @@ def dot_planes(a0, a1, a2, b0, b1, b2, acc, A_PLANES: tl.constexpr, B_PLANES: tl
 
 
 @triton.jit
-def split(x, dtype: tl.constexpr, PLANES: tl.constexpr, UPCAST: tl.constexpr):
-    """fp32 x as a sum of PLANES numbers of `dtype`; planes not asked for repeat the last one and are not read."""
-    x0 = round_to(x, dtype, UPCAST)
+def split(x, PLANES: tl.constexpr, UPCAST: tl.constexpr):
+    """fp32 x as a sum of PLANES bfloat16 numbers; planes not asked for repeat the last one and are not read."""
+    x0 = round_bf16(x, UPCAST)
     x1 = x0
     x2 = x0
     if PLANES >= 2:
         rest = x - x0.to(tl.float32)
-        x1 = round_to(rest, dtype, UPCAST)
+        x1 = round_bf16(rest, UPCAST)
         if PLANES == 3:
-            x2 = round_to(rest - x1.to(tl.float32), dtype, UPCAST)
+            x2 = round_bf16(rest - x1.to(tl.float32), UPCAST)
     return x0, x1, x2
 
 
@@ -133,7 +134,7 @@ def normalize_backward(dz, z, norm, EPS: tl.constexpr, NORMALIZE: tl.constexpr):
 def normalize_kernel(
     x,  # [N, D] raw embeddings
     positive,  # [N] int64: the row of each row's positive; only WITH_COSINE
-    z,  # [padded N, PLANES * WIDTH] out: unit rows in the compute dtype, zeros in the padding
+    z,  # [padded N, PLANES * WIDTH] bf16 out: unit rows, zeros in the padding
     cosine,  # [N] fp32 out: <z_i, z_positive(i)>; only WITH_COSINE
     N,
     D: tl.constexpr,
@@ -152,7 +153,7 @@ def normalize_kernel(
     unit, _ = load_unit_rows(x, rows, valid, D, BLOCK_D, EPS, NORMALIZE)
     columns = tl.arange(0, BLOCK_D)
     pointers = z + rows.to(tl.int64)[:, None] * (PLANES * WIDTH) + columns[None, :]
-    plane0, plane1, plane2 = split(unit, z.dtype.element_ty, PLANES, UPCAST)
+    plane0, plane1, plane2 = split(unit, PLANES, UPCAST)
     tl.store(pointers, plane0, mask=(columns < WIDTH)[None, :])
     if PLANES >= 2:
         tl.store(pointers + WIDTH, plane1, mask=(columns < WIDTH)[None, :])

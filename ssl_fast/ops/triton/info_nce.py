@@ -3,7 +3,7 @@
 Letters: B queries, K rows of the queue, D embedding; s_ij = inv_temperature <q_i, queue_j>, s_i+ that of the key;
 loss_i = log(exp s_i+ + sum_j exp s_ij) - s_i+.
 
-    unit rows   queries in the compute dtype; a queue that is not bf16 is converted first (a bf16 queue is read in place)
+    unit rows   queries as a sum of bfloat16 numbers (1 for bf16, 2 for fp16, 3 for fp32); a queue that is not bf16 is converted first (a bf16 queue is read in place)
     queue       per part of the queue: sum of exponentials, largest logit, and the queue's rows weighted by them
     combine     parts added up in a fixed order; loss, dq, dk, dinv with the norm's backward, in fp32
 

@@ -40,17 +40,10 @@ def load_queue(
 
 
 @triton.jit
-def scores(a0, a1, a2, b0, b1, b2, s, PLANES: tl.constexpr, QUEUE_PLANES: tl.constexpr, UPCAST: tl.constexpr):
-    """s + q @ queue^T in the queries' dtype: fp16 holds the bfloat16 numbers of unit vectors to 6e-8."""
-    b0, b1, b2 = tl.trans(b0.to(a0.dtype)), tl.trans(b1.to(a0.dtype)), tl.trans(b2.to(a0.dtype))
-    return dot_planes(a0, a1, a2, b0, b1, b2, s, PLANES, QUEUE_PLANES, UPCAST)
-
-
-@triton.jit
 def queue_kernel(
-    q,  # [padded B, PLANES * CHUNKS * BLOCK_D] unit queries in the compute dtype
+    q,  # [padded B, PLANES * CHUNKS * BLOCK_D] bf16, unit queries
     queue,  # [K, QUEUE_PLANES * PLANE] bf16
-    maximum,  # [splits, B] fp32 out: largest logit times log2(e); not written when BOUNDED
+    maximum,  # [splits, B] fp32 out: largest logit; not written when BOUNDED
     partial,  # [splits, B] fp32 out: sum of exponentials relative to it
     weighted,  # [splits, B, CHUNKS * BLOCK_D] fp32 out: the queue's rows weighted by them; only WITH_GRAD
     inv_temperature,
@@ -70,7 +63,7 @@ def queue_kernel(
     UPCAST: tl.constexpr,
 ):
     """One part of the queue for a tile of queries; the third grid axis is the chunk of `weighted`."""
-    scale = load_scalar(inv_temperature, TENSOR_TEMPERATURE) * LOG2E
+    inv = load_scalar(inv_temperature, TENSOR_TEMPERATURE)
     start_m = tl.program_id(0) * BLOCK_M
     rows = start_m + tl.arange(0, BLOCK_M)
     out_chunk = tl.program_id(2)
@@ -84,29 +77,31 @@ def queue_kernel(
         s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         if CHUNKS == 1:
             b0, b1, b2 = load_queue(queue, start_n, 0, K, BLOCK_N, BLOCK_D, PLANE, QUEUE_PLANES)
-            s = scores(a0, a1, a2, b0, b1, b2, s, PLANES, QUEUE_PLANES, UPCAST)
+            s = dot_planes(a0, a1, a2, tl.trans(b0), tl.trans(b1), tl.trans(b2), s, PLANES, QUEUE_PLANES, UPCAST)
         else:
             for chunk in range(CHUNKS):
                 c0, c1, c2 = load_planes(q, start_m, chunk, BLOCK_M, BLOCK_D, CHUNKS, PLANES)
                 d0, d1, d2 = load_queue(queue, start_n, chunk, K, BLOCK_N, BLOCK_D, PLANE, QUEUE_PLANES)
-                s = scores(c0, c1, c2, d0, d1, d2, s, PLANES, QUEUE_PLANES, UPCAST)
+                s = dot_planes(c0, c1, c2, tl.trans(d0), tl.trans(d1), tl.trans(d2), s, PLANES, QUEUE_PLANES, UPCAST)
             b0, b1, b2 = load_queue(queue, start_n, out_chunk, K, BLOCK_N, BLOCK_D, PLANE, QUEUE_PLANES)
-        s = s * scale
         if BOUNDED:
-            e = tl.exp2(s - scale)
+            e = tl.exp2(s * (inv * LOG2E) - inv * LOG2E)
         else:
-            previous = largest
+            # Differences come before log2(e): logits of hundreds would lose them to rounding.
+            s = s * inv
             if start_n + BLOCK_N > K:
                 s = tl.where((columns < K)[None, :], s, LOWEST)
+            previous = largest
             largest = tl.maximum(largest, tl.max(s, 1))
-            e = tl.exp2(s - largest[:, None])
-            total = total * tl.exp2(previous - largest)
-            acc = acc * tl.exp2(previous - largest)[:, None]
+            e = tl.exp2((s - largest[:, None]) * LOG2E)
+            shrink = tl.exp2((previous - largest) * LOG2E)
+            total = total * shrink
+            acc = acc * shrink[:, None]
         if start_n + BLOCK_N > K:
             e = tl.where((columns < K)[None, :], e, 0.0)
         total += tl.sum(e, 1)
         if WITH_GRAD:
-            e0, e1, e2 = split(e, tl.bfloat16, PLANES, UPCAST)
+            e0, e1, e2 = split(e, PLANES, UPCAST)
             acc = dot_planes(e0, e1, e2, b0, b1, b2, acc, PLANES, QUEUE_PLANES, UPCAST)
     target = tl.program_id(1).to(tl.int64) * B + rows
     if out_chunk == 0:
@@ -150,15 +145,15 @@ def combine_kernel(
     part = tl.arange(0, BLOCK_P)
     sums = tl.load(partial + part * B + row, mask=part < splits, other=0.0)
     if BOUNDED:
-        largest = inv * LOG2E
+        largest = inv
     else:
         maxima = tl.load(maximum + part * B + row, mask=part < splits, other=LOWEST)
         largest = tl.max(maxima, 0)
-        sums = sums * tl.exp2(maxima - largest)
+        sums = sums * tl.exp2((maxima - largest) * LOG2E)
     negatives = tl.sum(sums, 0)
     z, q_norm = load_unit_rows(q, row, inside, D, BLOCK_D, EPS, NORMALIZE)
     z_key, k_norm = load_unit_rows(k, row, inside, D, BLOCK_D, EPS, NORMALIZE)
-    gap = largest / LOG2E + tl.log(negatives) - inv * tl.sum(z * z_key, 1)
+    gap = largest + tl.log(negatives) - inv * tl.sum(z * z_key, 1)
     tl.store(loss + row, softplus(gap))
     if WITH_GRAD:
         d = tl.arange(0, BLOCK_D)
@@ -169,7 +164,7 @@ def combine_kernel(
             rows = tl.load(weighted + cells, mask=(block < splits)[:, None] & (d < WIDTH)[None, :], other=0.0)
             if not BOUNDED:
                 block_maximum = tl.load(maximum + block * B + row, mask=block < splits, other=LOWEST)
-                rows = rows * tl.exp2(block_maximum - largest)[:, None]
+                rows = rows * tl.exp2((block_maximum - largest) * LOG2E)[:, None]
             mean += tl.sum(rows, 0)
         mean = mean / tl.maximum(negatives, 1e-37)
         u = tl.exp2(-tl.abs(gap) * LOG2E)

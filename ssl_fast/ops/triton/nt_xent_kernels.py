@@ -15,7 +15,7 @@ from .blocks import LOG2E, LOWEST, dot_planes, load_planes, load_scalar, load_un
 
 @triton.jit
 def similarity(
-    z,  # [padded N, PLANES * CHUNKS * BLOCK_D]
+    z,  # [padded N, PLANES * CHUNKS * BLOCK_D] bf16
     a0,  # a [BLOCK_M, BLOCK_D], the planes of rows start_m ..., b [BLOCK_N, BLOCK_D] of rows start_n ...
     a1,
     a2,
@@ -53,7 +53,7 @@ def needs_mask(start_m, start_n, lowest, highest, N, BLOCK_M: tl.constexpr, BLOC
 
 @triton.jit
 def triangle_kernel(
-    z,  # [padded N, PLANES * CHUNKS * BLOCK_D]
+    z,  # [padded N, PLANES * CHUNKS * BLOCK_D] bf16
     positive,  # [N] int64, an involution
     partial,  # [num_slabs, N] fp32 out: sum of exponentials of row i over the columns of a slab
     inv_temperature,
@@ -118,9 +118,9 @@ def triangle_kernel(
 
 @triton.jit
 def row_sum_kernel(
-    z,  # [padded N, PLANES * CHUNKS * BLOCK_D]
+    z,  # [padded N, PLANES * CHUNKS * BLOCK_D] bf16
     positive,  # [N] int64
-    maximum,  # [splits, R] fp32 out: largest logit times log2(e); not written when BOUNDED
+    maximum,  # [splits, R] fp32 out: largest logit; not written when BOUNDED
     partial,  # [splits, R] fp32 out: sum of exponentials relative to it
     inv_temperature,
     N,
@@ -137,7 +137,7 @@ def row_sum_kernel(
     UPCAST: tl.constexpr,
 ):
     """Sums over one part of the columns for the rows begin ... begin + R - 1; online maximum unless BOUNDED."""
-    scale = load_scalar(inv_temperature, TENSOR_TEMPERATURE) * LOG2E
+    inv = load_scalar(inv_temperature, TENSOR_TEMPERATURE)
     start_m = begin + tl.program_id(0) * BLOCK_M
     rows = start_m + tl.arange(0, BLOCK_M)
     row_valid = rows < begin + R
@@ -153,18 +153,20 @@ def row_sum_kernel(
         b0, b1, b2 = load_planes(z, start_n, 0, BLOCK_N, BLOCK_D, CHUNKS, PLANES)
         s = similarity(
             z, a0, a1, a2, b0, b1, b2, start_m, start_n, BLOCK_M, BLOCK_N, BLOCK_D, CHUNKS, PLANES, UPCAST
-        ) * scale
+        )
+        if not BOUNDED:
+            s = s * inv
         if needs_mask(start_m, start_n, lowest, highest, N, BLOCK_M, BLOCK_N):
             excluded = (rows[:, None] == columns[None, :]) | (partners[:, None] == columns[None, :])
             s = tl.where(excluded | (columns >= N)[None, :], LOWEST, s)
         if BOUNDED:
-            total += tl.sum(tl.exp2(s - scale), 1)
+            total += tl.sum(tl.exp2(s * (inv * LOG2E) - inv * LOG2E), 1)
         else:
             previous = largest
             largest = tl.maximum(largest, tl.max(s, 1))
             # While nothing but excluded pairs was seen, largest = LOWEST and each of them would count as one.
-            e = tl.where(s == LOWEST, 0.0, tl.exp2(s - largest[:, None]))
-            total = total * tl.exp2(previous - largest) + tl.sum(e, 1)
+            e = tl.where(s == LOWEST, 0.0, tl.exp2((s - largest[:, None]) * LOG2E))
+            total = total * tl.exp2((previous - largest) * LOG2E) + tl.sum(e, 1)
     target = tl.program_id(1).to(tl.int64) * R + rows - begin
     tl.store(partial + target, total, mask=row_valid)
     if not BOUNDED:
@@ -200,8 +202,8 @@ def loss_kernel(
     else:
         maxima = tl.load(maximum + cells, mask=inside, other=LOWEST)
         largest = tl.max(maxima, 0)
-        total = tl.sum(sums * tl.exp2(maxima - largest[None, :]), 0)
-        log_negatives = largest / LOG2E + tl.log(total)
+        total = tl.sum(sums * tl.exp2((maxima - largest[None, :]) * LOG2E), 0)
+        log_negatives = largest + tl.log(total)
     s = inv * tl.load(cosine + begin + rows, mask=valid, other=0.0)
     # No negative at all (two rows): log_negatives = -inf, and the loss is 0.
     gap = log_negatives - s
@@ -212,7 +214,7 @@ def loss_kernel(
 
 @triton.jit
 def backward_kernel(
-    z,  # [padded N, PLANES * CHUNKS * BLOCK_D]
+    z,  # [padded N, PLANES * CHUNKS * BLOCK_D] bf16
     positive,  # [N] int64
     coef,  # [N] fp32
     log_l,  # [N] fp32
@@ -235,7 +237,6 @@ def backward_kernel(
 ):
     """G = E (coef_i / l_i + coef_j / l_j) and G @ Z for a tile of rows, one part of the columns, one chunk of z."""
     inv = load_scalar(inv_temperature, TENSOR_TEMPERATURE)
-    scale = inv * LOG2E
     start_m = begin + tl.program_id(0) * BLOCK_M
     rows = start_m + tl.arange(0, BLOCK_M)
     row_valid = rows < begin + R
@@ -243,7 +244,7 @@ def backward_kernel(
     partners = tl.load(positive + rows, mask=row_valid, other=-1).to(tl.int32)
     highest = tl.max(partners, 0)
     lowest = tl.min(tl.where(row_valid, partners, N), 0)
-    log2_l = tl.load(log_l + rows, mask=row_valid, other=0.0) * LOG2E
+    row_log_l = tl.load(log_l + rows, mask=row_valid, other=0.0)
     if BOUNDED:
         row_weight = tl.load(weight + rows, mask=row_valid, other=0.0)
     else:
@@ -259,28 +260,27 @@ def backward_kernel(
             z, a0, a1, a2, b0, b1, b2, start_m, start_n, BLOCK_M, BLOCK_N, BLOCK_D, CHUNKS, PLANES, UPCAST
         )
         if not BOUNDED:
-            s = s * scale
+            s = s * inv
         if needs_mask(start_m, start_n, lowest, highest, N, BLOCK_M, BLOCK_N):
             excluded = (rows[:, None] == columns[None, :]) | (partners[:, None] == columns[None, :])
             s = tl.where(excluded | (columns >= N)[None, :], LOWEST, s)
         if BOUNDED:
-            e = tl.exp2(s * scale - scale)
+            e = tl.exp2(s * (inv * LOG2E) - inv * LOG2E)
             column_weight = tl.load(weight + columns, mask=columns < N, other=0.0)
             g = e * (row_weight[:, None] + column_weight[None, :])
         else:
-            e = tl.exp2(s - log2_l[:, None])
-            column_log2_l = tl.load(log_l + columns, mask=columns < N, other=0.0) * LOG2E
+            # The difference comes before log2(e): logits of hundreds would lose it to rounding.
+            e = tl.exp2((s - row_log_l[:, None]) * LOG2E)
+            column_log_l = tl.load(log_l + columns, mask=columns < N, other=0.0)
             column_weight = tl.load(coef + columns, mask=columns < N, other=0.0)
-            g = e * row_weight[:, None] + tl.exp2(s - column_log2_l[None, :]) * column_weight[None, :]
+            g = e * row_weight[:, None] + tl.exp2((s - column_log_l[None, :]) * LOG2E) * column_weight[None, :]
         total += tl.sum(e, 1)
         if CHUNKS > 1:
             b0, b1, b2 = load_planes(z, start_n, chunk, BLOCK_N, BLOCK_D, CHUNKS, PLANES)
-        # fp16 has too little range for gradients: S comes from fp16, G is held in bfloat16.
-        g0, g1, g2 = split(g, tl.bfloat16, PLANES, UPCAST)
-        b0, b1, b2 = b0.to(tl.bfloat16), b1.to(tl.bfloat16), b2.to(tl.bfloat16)
+        g0, g1, g2 = split(g, PLANES, UPCAST)
         acc = dot_planes(g0, g1, g2, b0, b1, b2, acc, PLANES, PLANES, UPCAST)
     if BOUNDED:
-        total = total * tl.exp2(scale - log2_l)
+        total = total * tl.exp2((inv - row_log_l) * LOG2E)
     target = tl.program_id(1).to(tl.int64) * R + rows - begin
     if chunk == 0:
         tl.store(missed + target, total, mask=row_valid)

@@ -17,7 +17,7 @@ def unit_rows(
     positive: Tensor | None = None,  # [N] int64
     cosine: Tensor | None = None,  # [N] fp32 out: of each row with its positive
 ) -> Tensor:
-    """Unit rows [padded N, planes * D padded to the kernels' block], zeros in the padding; fp32 as bfloat16 planes.
+    """Unit rows [padded N, planes * D padded to the kernels' block], as sums of bfloat16 planes.
 
     The padding lets a tile start at any row (a rank's first row is no multiple of the tile) and end beyond the last.
     """
@@ -27,8 +27,7 @@ def unit_rows(
     block_d, chunks = tiles.width(dim, num_planes)
     plane = block_d * chunks
     padded = (-(-num_rows // tiles.ROW_PADDING) + 1) * tiles.ROW_PADDING
-    dtype = torch.float16 if x.dtype == torch.float16 else torch.bfloat16
-    z = torch.empty(padded, num_planes * plane, dtype=dtype, device=x.device)
+    z = torch.empty(padded, num_planes * plane, dtype=torch.bfloat16, device=x.device)
     block_r, whole = row_block(plane)
     normalize_kernel[(padded // block_r,)](
         x,

@@ -42,10 +42,10 @@ _TABLE: dict[tuple[str, str, int | str], dict[str, Tile]] = {
 
 
 def planes(dtype: torch.dtype) -> int:
-    """In how many bfloat16 numbers fp32 rows are held: as torch.set_float32_matmul_precision reads; others in one."""
-    if dtype != torch.float32:
-        return 1
-    return {"highest": 3, "high": 2, "medium": 1}[torch.get_float32_matmul_precision()]
+    """The sum of how many bfloat16 numbers stands for a row's numbers; fp32 as torch is told to multiply matrices."""
+    if dtype == torch.float32:
+        return {"highest": 3, "high": 2, "medium": 1}[torch.get_float32_matmul_precision()]
+    return 2 if dtype == torch.float16 else 1
 
 
 def width(dim: int, num_planes: int) -> tuple[int, int]:
