@@ -51,9 +51,9 @@ void info_nce_forward(Address q,      // [B, D]
                       Address dinv,   // [B] d loss_i / d inv_temperature
                       int threads);
 
-// --- Multi-tensor updates (csrc/cpu/multi_tensor.cpp, csrc/cuda/multi_tensor.cu): all tensors of a list in one call ---
-// Tensor i is flat memory of sizes[i] elements, targets[i] and sources[i] (params[i], grads[i], buffers[i]) laid out
-// alike. Equations: ssl_fast/ops/multi_tensor.py. dtype: a DType, the same for all tensors of a list.
+// --- Multi-tensor updates (csrc/cpu/multi_tensor.cpp, csrc/cuda/multi_tensor.cu) ---
+// All tensors of a list in one call. Tensor i is flat memory of sizes[i] elements, and the tensors i of all lists are
+// laid out alike. Equations: ssl_fast/ops/multi_tensor.py. dtype: a DType, the same for all tensors of a list.
 
 using Addresses = std::vector<Address>;
 using Sizes = std::vector<std::int64_t>;

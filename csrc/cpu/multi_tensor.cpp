@@ -113,7 +113,7 @@ void lars_step(const Addresses& params, const Addresses& grads, const Addresses&
       if (adapt[tensor]) ratios[tensor] = trust_ratio(sum.p, sum.g, numbers);
     }
     parallel_for(threads, std::int64_t(chunks.size()), [&](std::int64_t task, int) {
-      const Chunk& c = chunks[task];
+      const Chunk& c = chunks[chunks.size() - 1 - task];  // what the sums read last is still in the cache
       kernel.lars(at(params[c.tensor], c.begin * element), at(grads[c.tensor], c.begin * element),
                   at(buffers[c.tensor], c.begin * buffer_element), DType(dtype), c.size, ratios[c.tensor],
                   adapt[c.tensor] ? weight_decay : 0.0, numbers);
