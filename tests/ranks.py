@@ -15,7 +15,10 @@ def run_ranks(function: Callable[..., None], world_size: int, folder: Path, *arg
 
     The function must lie at the top of its module. The ranks meet in a file of `folder`: no port is taken.
     """
-    torch.multiprocessing.spawn(_rank, (function, world_size, str(folder / "store"), args), world_size)
+    # A fork saves the import of torch on each rank, but autograd refuses it once CUDA has been in use.
+    method = "spawn" if torch.cuda.is_available() else "fork"
+    inputs = (function, world_size, str(folder / "store"), args)
+    torch.multiprocessing.start_processes(_rank, inputs, world_size, start_method=method)
 
 
 def _rank(rank: int, function: Callable[..., None], world_size: int, store: str, args: tuple[Any, ...]) -> None:

@@ -116,7 +116,7 @@ def test_mean_of_nothing_is_zero_and_so_are_its_gradients() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="grad_reduce must be 'mean'.*got 'avg'"):
+    with pytest.raises(ValueError, match=r"grad_reduce must be 'mean'.*got 'avg'"):
         distributed.global_mean(torch.ones(2), grad_reduce="avg")
     with pytest.raises(ValueError, match="device must be 'auto', 'cpu' or 'cuda', got 'tpu'"):
         distributed.initialize("tpu")

@@ -143,12 +143,12 @@ def _fake(
     impl: str,
     with_grad: bool,
 ) -> tuple[Tensor, ...]:
-    dtype, empty = torch.promote_types(q.dtype, torch.float32), q.new_empty(0)
+    dtype = torch.promote_types(q.dtype, torch.float32)
     loss = q.new_empty(len(q), dtype=dtype)
     if not with_grad:
-        return loss, empty, empty, empty
+        return loss, q.new_empty(0), q.new_empty(0), q.new_empty(0)
     rows = (q.new_empty(q.shape, dtype=dtype), q.new_empty(q.shape, dtype=dtype))
-    return loss, *rows, empty if temperature is None else torch.empty_like(loss)
+    return loss, *rows, q.new_empty(0) if temperature is None else torch.empty_like(loss)
 
 
 contract.register(

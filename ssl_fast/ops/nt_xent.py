@@ -211,10 +211,10 @@ def _wide(x: Tensor, *shape: int) -> Tensor:
 
 
 def _fake(x: Tensor, weight: Tensor | None, temperature: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
-    empty, wanted = x.new_empty(0), options[-1]
-    dx = _wide(x, *x.shape) if wanted else empty
-    dweight = empty if weight is None or not wanted else _wide(x, *weight.shape)
-    return _wide(x), dx, dweight, empty if temperature is None or not wanted else _wide(x)
+    wanted = options[-1]
+    dx = _wide(x, *x.shape) if wanted else x.new_empty(0)
+    dweight = _wide(x, *weight.shape) if wanted and weight is not None else x.new_empty(0)
+    return _wide(x), dx, dweight, _wide(x) if wanted and temperature is not None else x.new_empty(0)
 
 
 def _fake_rows(x: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
