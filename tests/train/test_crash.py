@@ -5,12 +5,11 @@ killed at any moment, before its first step and after its last one too.
 """
 
 import json
-import logging
 import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from ssl_fast.train.recipe import run_stage
 from ssl_fast.train.run import Stage
 from ssl_fast.train.tracking import Tracker
 from ssl_fast.train.trainer import TrainConfig, Trainer
+from tests.train.children import differing, end, start, wait_for
 from tests.train.runs import METHODS, make_method
 
 EPOCHS, STEPS = 3, 5  # 15 steps; a checkpoint every 2 steps and at the end of each epoch
@@ -86,31 +86,6 @@ def run(method: str, root: Path, workers: int = 0) -> None:
     run_stage(config, (method, "pictures"), {}, lambda stage: work(config, stage, workers))
 
 
-def start(function: Callable[[], object]) -> int:
-    """Run a function in a forked child, at once; its process id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    logging.getLogger().handlers.clear()  # pytest's: the child logs as a process of its own
-    try:
-        function()
-        code = 0
-    except SystemExit as error:
-        code = int(error.code or 0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-def end(child: int) -> int:
-    """Wait for a child; its exit code, or minus the number of the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 @dataclass
 class Outcome:
     """All that a run leaves, but for times."""
@@ -130,25 +105,6 @@ class Outcome:
         metrics = [{k: v for k, v in line.items() if not k.startswith("time")} for line in lines]
         result = json.loads((folder / "result.json").read_text())
         return cls(state, (folder / "backbone.safetensors").read_bytes(), metrics, result)
-
-
-def differing(a: Any, b: Any, where: str = "") -> Iterator[str]:
-    """The places at which two states differ by as much as a bit."""
-    if isinstance(a, torch.Tensor):
-        if a.dtype != b.dtype or a.shape != b.shape or not torch.equal(bits(a), bits(b)):
-            yield where
-    elif isinstance(a, dict):
-        for key in a.keys() | b.keys():
-            yield from differing(a.get(key), b.get(key), f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            yield from differing(x, y, f"{where}[{index}]")
-    elif a != b:
-        yield where
-
-
-def bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def assert_same(outcome: Outcome, reference: Outcome) -> None:
@@ -279,13 +235,6 @@ def test_continued_with_another_number_of_workers(workers: tuple[int, int], tmp_
     assert end(child) == -9
     assert end(start(lambda: run("simclr", tmp_path, workers[1]))) == 0
     assert_same(Outcome.of(tmp_path), reference)
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "waited in vain"
-        time.sleep(0.002)
 
 
 def steps_logged(root: Path) -> int:
