@@ -35,7 +35,7 @@ class LinearProbeConfig:
     batch_size: int = 256  # sgd
     momentum: float = 0.9  # sgd
     weight_decay: float = 0.0  # sgd: on the weight, not on the bias
-    learning_rates: list[float] = field(default_factory=lambda: [0.003, 0.01, 0.03, 0.1, 0.3, 1.0])  # sgd: the sweep
+    learning_rates: list[float] = field(default_factory=lambda: [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3])  # sgd
     c: list[float] = field(default_factory=lambda: [0.001, 0.01, 0.1, 1.0])  # logistic: the sweep, scikit-learn's C
     max_iterations: int = 200  # logistic: L-BFGS iterations for each c
     validation_fraction: float = 0.1  # held out of the training features when no validation features are given
