@@ -21,7 +21,7 @@ from ssl_fast.data.dataset import Dataset
 from ssl_fast.data.engine_torchvision import TorchvisionEngine
 from ssl_fast.data.philox import permutation
 from ssl_fast.data.views import Batch, View
-from ssl_fast.data.workers import Job, in_process, make_batch, start_workers
+from ssl_fast.data.workers import BatchMaker, Job, Workers, in_process
 
 _SMALL_EPOCH = 1 << 26  # pixels of views per epoch: made in about the time that starting a worker takes
 _AUGMENTED = 4  # a pixel of an augmented view costs about so many of a plain one
@@ -134,11 +134,11 @@ class Loader:
             from ssl_fast.data.engine_dali import DaliSource
 
             return DaliSource(self.dataset, self.views, -(-self.batch_size // self.world_size), self.device)
-        maker = make_batch(self.dataset, TorchvisionEngine(self.views, self.dataset.channels))
+        maker = BatchMaker(self.dataset, TorchvisionEngine(self.views, self.dataset.channels))
         if self.workers == 0:
             return in_process(maker)
         pin = self.device.type == "cuda"
-        return start_workers(maker, self.workers, self.config.prefetch, self.config.start_method, pin)
+        return Workers(maker, self.workers, self.config.prefetch, self.config.start_method, pin)
 
     def _check(self) -> None:
         if self.batch_size < 1:

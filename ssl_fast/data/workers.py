@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,43 +51,69 @@ class BatchMaker(TorchDataset[Parts]):
         return self.engine(images, table), chosen, torch.from_numpy(np.array(found))
 
 
-def make_batch(dataset: Dataset, engine: TorchvisionEngine) -> BatchMaker:
-    """The maker of a data set's batches."""
-    return BatchMaker(dataset, engine)
-
-
 def in_process(maker: BatchMaker) -> Source:
     """Batches made when they are asked for."""
     return lambda jobs: (Batch(*maker[job]) for job in jobs)
 
 
-def start_workers(maker: BatchMaker, workers: int, prefetch: int, start_method: str, pin: bool) -> Source:
-    """Batches made ahead by `workers` processes, which live as long as the returned source."""
-    jobs: list[Job] = []
-    loader: DataLoader[Any] = DataLoader(
-        maker,
-        batch_size=None,
-        sampler=jobs,
-        num_workers=workers,
-        prefetch_factor=prefetch,
-        persistent_workers=True,
-        multiprocessing_context=start_method,
-        pin_memory=pin,
-        worker_init_fn=_settle,
-    )
+class Workers:
+    """Processes that make batches ahead; they live until the object goes, or the program ends.
 
-    def batches(wanted: list[Job]) -> Iterator[Batch]:
-        jobs[:] = wanted
-        return (Batch(tuple(views), labels, index) for views, labels, index in iter(loader))
+    Args:
+        maker: what they run.
+        num: how many processes.
+        prefetch: batches each makes ahead.
+        start_method: "fork" or "forkserver".
+        pin: put the batches in pinned memory, for copies to a GPU.
+    """
 
-    return batches
+    def __init__(self, maker: BatchMaker, num: int, prefetch: int, start_method: str, pin: bool) -> None:
+        context = multiprocessing.get_context(start_method)
+        self._jobs: list[Job] = []
+        self._ending: Any = context.RawValue("b", 0)  # no lock: a worker reads it in a signal handler
+        self._processes: set[Any] = set()
+        self._at_exit: Callable[[], None] = partial(_end, self._ending, self._processes)
+        self._loader: DataLoader[Any] = DataLoader(
+            maker,
+            batch_size=None,
+            sampler=self._jobs,
+            num_workers=num,
+            prefetch_factor=prefetch,
+            persistent_workers=True,
+            multiprocessing_context=context,
+            pin_memory=pin,
+            worker_init_fn=partial(_settle, self._ending),
+        )
+
+    def __call__(self, jobs: list[Job]) -> Iterator[Batch]:
+        """The batches of `jobs` in order; an earlier, unfinished call is ended."""
+        self._jobs[:] = jobs
+        before = set(multiprocessing.active_children())
+        parts = iter(self._loader)
+        if not self._processes:
+            self._processes.update(set(multiprocessing.active_children()) - before)
+            # Registered after torch's own and multiprocessing's, so it runs before them: they would wait for workers
+            # that know nothing of the end.
+            atexit.register(self._at_exit)
+        return (Batch(tuple(views), labels, index) for views, labels, index in parts)
+
+    def __del__(self) -> None:
+        self._ending.value = 1  # whatever ends them now, torch's shutdown or a signal, may
+        atexit.unregister(self._at_exit)
 
 
-def _settle(worker: int) -> None:
+def _end(ending: Any, processes: set[Any]) -> None:
+    ending.value = 1
+    for process in processes:
+        process.terminate()
+
+
+def _settle(ending: Any, worker: int) -> None:
     """One thread a worker; signals are the trainer's business: it must get its batches until its checkpoint is written.
 
-    A worker still ends when its parent does: torch's workers look for it every few seconds.
+    SIGTERM is therefore obeyed only once the trainer has said that it ends. A worker whose trainer was killed ends by
+    itself: torch's workers look for their parent every few seconds.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)

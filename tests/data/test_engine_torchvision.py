@@ -126,7 +126,7 @@ def test_other_numbers_of_channels():
     (result,) = TorchvisionEngine([view], 4)(images, table)
     row, x = table[0, 0], torch.from_numpy(images[0]).permute(2, 0, 1) / 255
     brightness, contrast = row[COLUMN["brightness"]], row[COLUMN["contrast"]]
-    first = [c for c in row[COLUMN["order0"] : COLUMN["order3"] + 1].tolist() if c < 2][0]
+    first = next(c for c in row[COLUMN["order0"] : COLUMN["order3"] + 1].tolist() if c < 2)
     for number in (first, 1 - first):
         x = x * brightness if number == 0 else x * contrast + x.mean() * (1 - contrast)
         x = x.clamp(0, 1)
