@@ -8,12 +8,12 @@ Reads a data set. Writes backbone.safetensors + backbone.json, neighbours.png an
 The same command again resumes, or says that it is finished.
 """
 
-from dataclasses import asdict, dataclass, field, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from ssl_fast.data.loader import Loader, LoaderConfig
+from ssl_fast.data.loader import Loader
 
 from ssl_fast import distributed
 from ssl_fast.config import classes_in, find, launch
@@ -25,6 +25,7 @@ from ssl_fast.eval.monitor import MonitorConfig, knn_monitor
 from ssl_fast.eval.neighbours import save_neighbours
 from ssl_fast.models.backbone import BackboneConfig, build_backbone, save_backbone
 from ssl_fast.train.checkpoint import Checkpoints
+from ssl_fast.train.inputs import data_options
 from ssl_fast.train.recipe import run_stage
 from ssl_fast.train.run import Stage
 from ssl_fast.train.tracking import Tracker
@@ -121,7 +122,7 @@ def knn_scores(kinds: dict[str, Pair | None], knn: KNNConfig) -> dict[str, float
 
 def save_picture(path: Path, train_set: Any, test_set: Any, kinds: dict[str, Pair | None]) -> None:
     queries = torch.linspace(0, len(test_set) - 1, 12).long().tolist()
-    shown = {name.replace("_", " "): (found[0].h, found[1].h) for name, found in kinds.items() if found}
+    shown = {name.replace("_", " "): found for name, found in kinds.items() if found}
     save_neighbours(path, train_set, test_set, shown, queries)
 
 
@@ -131,10 +132,5 @@ def main(config: PretrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    # A data set's options and the loader's stand side by side under `data`.
-    data = {
-        name: make_dataclass(f"{name}_data", [], bases=(found.Config, LoaderConfig))
-        for name, found in classes_in("ssl_fast.data.datasets").items()
-    }
-    methods = {name: found.Config for name, found in classes_in(METHODS).items()}
-    launch(main, PretrainConfig, {"method": methods, "data": data}, Path(__file__).parent / "presets" / "pretrain")
+    groups = {"method": {name: cls.Config for name, cls in classes_in(METHODS).items()}, "data": data_options()}
+    launch(main, PretrainConfig, groups, Path(__file__).parent / "presets" / "pretrain")

@@ -22,12 +22,16 @@ class Method(nn.Module):
         config: the method's own `Config` (a dataclass nested in the class; defaults are the paper's).
         backbone: what is evaluated, saved and exported: images [N, C, H, W] -> features [N, F].
         group: the process group whose ranks share the global batch; None for one process.
+        find_unused_parameters: some steps leave parameters out of the graph, which DDP has to be told.
+        may_collapse: rows that all agree are an alarm (not so for features of a classifier).
         stacked_views: run views of equal size as one batch through a network (faster; batch statistics are then
             those of all views together).
     """
 
     Config: type
     stacked_views: bool = True
+    find_unused_parameters: bool = False
+    may_collapse: bool = True
     group: Any = None
 
     def __init__(self, config: Any, backbone: Backbone) -> None:

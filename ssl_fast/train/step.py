@@ -69,7 +69,11 @@ class Step:
             # The ranks start equal (same seed) and running statistics never enter a loss: no buffer is broadcast.
             device_ids = [device.index] if device.type == "cuda" else None
             self.wrapped = nn.parallel.DistributedDataParallel(
-                method, device_ids=device_ids, process_group=method.group, broadcast_buffers=False
+                method,
+                device_ids=device_ids,
+                process_group=method.group,
+                broadcast_buffers=False,
+                find_unused_parameters=method.find_unused_parameters,
             )
 
     def __call__(self, batch: Batch, progress: float, seed: int) -> StepOutcome:

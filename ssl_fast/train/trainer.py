@@ -246,7 +246,7 @@ class Trainer:
             return
         values = {name: float(value) for name, value in outcome.losses.items()}
         values["embedding_std"] = embedding_std(outcome.watched)
-        if values["embedding_std"] < COLLAPSED_STD and distributed.rank() == 0:
+        if self.method.may_collapse and values["embedding_std"] < COLLAPSED_STD and distributed.rank() == 0:
             log.warning(
                 "step %d: the embeddings are collapsing (std %.3f of 1): lower the learning rate or check the views",
                 self.step,

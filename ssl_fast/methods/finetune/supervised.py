@@ -50,6 +50,7 @@ class Supervised(Method):
 
     Config = SupervisedConfig
     config: SupervisedConfig
+    may_collapse = False
 
     def __init__(self, config: SupervisedConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
