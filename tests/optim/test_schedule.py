@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -8,10 +9,10 @@ from ssl_fast.optim.schedule import cosine_momentum, scaled_lr, warmup_cosine
 def test_warm_up_rises_linearly_to_the_base_and_the_cosine_falls_to_the_final_rate():
     rates = [warmup_cosine(step, 100, 10, 2.0, 0.1) for step in range(101)]
     assert rates[0] == pytest.approx(2.0 / 11)
-    steps = [b - a for a, b in zip(rates[:10], rates[1:11], strict=True)]
+    steps = [b - a for a, b in pairwise(rates[:11])]
     assert steps == pytest.approx([2.0 / 11] * 10)
     assert rates[10] == max(rates) == 2.0
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     assert rates[55] == pytest.approx((2.0 + 0.1) / 2)  # half of the cosine
     assert rates[100] == pytest.approx(0.1)
 
