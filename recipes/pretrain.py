@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ssl_fast.data.loader import Loader
 
 from ssl_fast import distributed
 from ssl_fast.config import classes_in, find, launch
 from ssl_fast.data.datasets import open_dataset
+from ssl_fast.data.loader import Loader
 from ssl_fast.data.views import View
 from ssl_fast.eval.features import extract_features, raw_pixels
 from ssl_fast.eval.knn import KNNConfig, knn_accuracy, knn_protocol

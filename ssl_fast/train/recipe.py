@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ssl_fast import distributed
@@ -15,7 +16,7 @@ from ssl_fast.train.trainer import Interrupted
 
 # What may differ between a run and its continuation without making it another run.
 MAY_CHANGE = (
-    "runs", "run", "data.workers", "train.threads", "train.log_every",
+    "runs", "run", "data.workers", "data.prefetch", "data.start_method", "train.device", "train.threads", "train.log_every",
     "train.checkpoint_every", "train.checkpoint_steps", "train.tensorboard", "train.wandb",
 )  # fmt: skip
 
@@ -41,6 +42,7 @@ def run_stage(config: Any, name: tuple[str, str], inputs: dict[str, Path], work:
     log = logging.getLogger(__name__)
     log.info("%s: %s", stage.path, "finished already" if stage.status == "finished" else stage.status)
     if stage.status != "finished":
+        signal.signal(signal.SIGTERM, _stop)  # where no training loop is listening; SIGINT raises already
         try:
             result, products = work(stage)
         except Interrupted as interrupted:
@@ -56,3 +58,7 @@ def run_stage(config: Any, name: tuple[str, str], inputs: dict[str, Path], work:
     if first:
         print(json.dumps(stage.result()), flush=True)
     distributed.shutdown()
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted(signum)

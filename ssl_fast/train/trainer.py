@@ -208,17 +208,27 @@ class Trainer:
             self.stopwatch.lap("data")
             outcome = self._one_step(batch)
             self._watch(outcome, progress, epoch)
-            if self._due():
-                self.seconds += time.perf_counter() - begun
-                self._save()
-                begun = time.perf_counter()
-            if not distributed.all_agree(signals.received is None, self.method.group):
-                self.seconds += time.perf_counter() - begun
-                self._save()
-                raise Interrupted(signals.received or signal.SIGTERM)
+            # An epoch's last step is saved after its monitor: whoever resumes there has its figures already.
+            if self.step % len(self.loader):
+                if self._due():
+                    self.seconds += time.perf_counter() - begun
+                    self._save()
+                    begun = time.perf_counter()
+                if self._told_to_stop(signals):
+                    self.seconds += time.perf_counter() - begun
+                    self._interrupt(signals)
             self.stopwatch.lap("start")
         self.seconds += time.perf_counter() - begun
         self._after_epoch(epoch)
+        if self._told_to_stop(signals):
+            self._interrupt(signals)
+
+    def _told_to_stop(self, signals: Signals) -> bool:
+        return not distributed.all_agree(signals.received is None, self.method.group)
+
+    def _interrupt(self, signals: Signals) -> None:
+        self._save()
+        raise Interrupted(signals.received or signal.SIGTERM)
 
     def _one_step(self, batch: Batch) -> StepOutcome:
         lr = warmup_cosine(
@@ -285,7 +295,7 @@ class Trainer:
             if self.tracker:
                 self.tracker.log(self.step, epoch=epoch, **figures)
             log.info("epoch %d: %s", epoch + 1, ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
-        if (epoch + 1) % self.config.checkpoint_every == 0 or last:
+        if (epoch + 1) % self.config.checkpoint_every == 0 or last or self._due():
             self._save()
 
     def _save(self) -> None:
