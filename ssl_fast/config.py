@@ -124,7 +124,7 @@ def _refuse_additions(config: Any, schema: type, groups: Mapping[str, Mapping[st
     def walk(node: DictConfig, prefix: str) -> None:
         known = {item.name for item in fields(OmegaConf.get_type(node))}  # type: ignore[arg-type]
         for key in node:
-            name = f"{prefix}{key}"
+            name = f"{prefix}{key!s}"
             if key not in known:
                 raise ValueError(_unknown_key(name, schema, groups))
             if isinstance(node[key], DictConfig):

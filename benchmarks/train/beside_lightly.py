@@ -113,7 +113,9 @@ def best_setting(images: np.ndarray, batch: int, ours: bool) -> tuple[int, int, 
     for workers in (0, 1, 2):
         for threads in (1, 2):
             _, rates[workers, threads] = train_lightly(images, batch, 1, 0, workers, threads, ours, steps=5)
-            print(f"  lightly{'+' if ours else ''}: {workers} workers, {threads} threads: {rates[workers, threads]:.1f} images/s")
+            print(
+                f"  lightly{'+' if ours else ''}: {workers} workers, {threads} threads: {rates[workers, threads]:.1f} images/s"
+            )
     (workers, threads), rate = max(rates.items(), key=lambda item: item[1])
     return workers, threads, rate
 
@@ -166,7 +168,9 @@ def main() -> None:
                 model = model[0]
             score = knn(model, train_set, test_set)
             setting = "auto" if column == "ours" else f"{workers} workers, {threads} threads"
-            rows.append({"column": column, "seed": seed, "images_per_second": round(rate, 1), "knn_top1": round(score, 4)})
+            rows.append(
+                {"column": column, "seed": seed, "images_per_second": round(rate, 1), "knn_top1": round(score, 4)}
+            )
             rows[-1] |= {"images": len(images), "batch": args.batch, "epochs": args.epochs, "setting": setting}
             print(rows[-1], flush=True)
             write("train_beside_lightly", rows, ("lightly",))

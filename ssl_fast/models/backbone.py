@@ -185,14 +185,14 @@ def save_backbone(folder: str | Path, backbone: Backbone, preprocessing: dict[st
         backbone: the network; its tensors may live on any device.
         preprocessing: the evaluation view's fields, mean and std, channels: plain numbers, strings, lists.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights, description = folder / "backbone.safetensors", folder / "backbone.json"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.model.state_dict().items()}
     partial = weights.with_suffix(".partial")
-    save_file(tensors, partial)
+    partial.write_bytes(save(tensors))  # save_file makes files that only their owner may read
     content = {
         "format": FORMAT,
         "config": asdict(replace(backbone.config, pretrained=False, weights="")),

@@ -44,14 +44,14 @@ def save_head(folder: str | Path, head: nn.Linear, classes: Sequence[str]) -> li
     Raises:
         ValueError: not one name for each output.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if len(classes) != head.out_features:
         raise ValueError(f"classes: expected {head.out_features} names, one for each output, got {len(classes)}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
-    save_file(tensors, folder / f"{WEIGHTS}.partial")
+    (folder / f"{WEIGHTS}.partial").write_bytes(save(tensors))
     (folder / f"{CLASSES}.partial").write_text(json.dumps(list(classes), ensure_ascii=False) + "\n", encoding="utf-8")
     for name in (WEIGHTS, CLASSES):
         os.replace(folder / f"{name}.partial", folder / name)

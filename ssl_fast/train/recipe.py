@@ -16,8 +16,9 @@ from ssl_fast.train.trainer import Interrupted
 
 # What may differ between a run and its continuation without making it another run.
 MAY_CHANGE = (
-    "runs", "run", "data.workers", "data.prefetch", "data.start_method", "train.device", "train.threads", "train.log_every",
-    "train.checkpoint_every", "train.checkpoint_steps", "train.tensorboard", "train.wandb",
+    "runs", "run", "data.workers", "data.prefetch", "data.start_method",
+    "train.device", "train.threads", "train.log_every", "train.checkpoint_every",
+    "train.checkpoint_steps", "train.tensorboard", "train.wandb",
 )  # fmt: skip
 
 Work = Callable[[Stage], tuple[dict[str, Any], list[str]]]  # -> result, names of the products
