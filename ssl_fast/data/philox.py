@@ -62,7 +62,7 @@ def uniforms(
     sample = np.asarray(index, dtype=np.int64).astype(np.uint64)[:, None]
     counter = (sample & _LOW, sample >> _HALF, np.uint64(epoch), np.uint64(purpose << 8) | blocks)
     words = np.stack(np.broadcast_arrays(*philox4x32(counter, split_seed(seed))), axis=-1)
-    return words.reshape(len(sample), -1)[:, :count] * 2.0**-32
+    return words.reshape(len(sample), 4 * blocks.size)[:, :count] * 2.0**-32
 
 
 def permutation(

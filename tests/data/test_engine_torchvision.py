@@ -116,9 +116,9 @@ def test_one_channel_ignores_saturation_hue_and_grayscale():
 
 
 def test_other_numbers_of_channels():
-    with pytest.raises(ValueError, match="saturation, hue, grayscale: expected images of 1 or 3 channels, got 4"):
+    with pytest.raises(ValueError, match=r"saturation, hue, grayscale: expected images of 1 or 3 channels, got 4"):
         TorchvisionEngine([View(size=8, **PLAIN, **SIMCLR)], 4)
-    with pytest.raises(ValueError, match="mean, std: expected 1 or 1 numbers"):
+    with pytest.raises(ValueError, match=r"mean, std: expected 1 or 1 numbers"):
         TorchvisionEngine([View(size=8)], 1)
     view = View(size=8, **PLAIN, brightness=0.4, contrast=0.4, jitter=1.0, flip=0.0, crop="center")
     images = smooth_images(5, 8, 8, 4)

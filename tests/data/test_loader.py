@@ -237,9 +237,9 @@ def test_engines():
     assert choose_engine("torchvision", photos(), cpu) == ("torchvision", "asked for")
     engine, reason = choose_engine("auto", photos(), cpu)
     assert engine == "torchvision" and "not a folder of image files" in reason
-    with pytest.raises(ValueError, match="data.engine: expected 'auto', 'torchvision' or 'dali', got 'dalli'"):
+    with pytest.raises(ValueError, match=r"expected 'auto', 'torchvision' or 'dali', got 'dalli'"):
         choose_engine("dalli", photos(), cpu)
-    with pytest.raises(RuntimeError, match="dali cannot be used: the data set is not a folder"):
+    with pytest.raises(RuntimeError, match=r"dali cannot be used: the data set is not a folder"):
         choose_engine("dali", photos(), cpu)
 
 

@@ -47,5 +47,5 @@ def test_permutation_is_a_permutation_of_its_key():
 
 
 def test_a_negative_seed_is_refused():
-    with pytest.raises(ValueError, match="seed: expected an integer"):
+    with pytest.raises(ValueError, match=r"seed: expected an integer"):
         permutation(3, -1, 0)

@@ -126,7 +126,7 @@ def test_lists_become_tuples():
 def test_wrong_sizes_are_refused():
     with pytest.raises(ValueError, match=r"sizes: expected shape \[2, 2\]"):
         draw([FULL], 0, 0, [0, 1], [[3, 3]])
-    with pytest.raises(ValueError, match="index >= 0"):
+    with pytest.raises(ValueError, match=r"index >= 0"):
         draw([FULL], 0, 0, [-1], [[3, 3]])
 
 
