@@ -135,17 +135,6 @@ def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any]
         torch.library.register_autograd(name, autograd.backward, setup_context=setup_context, lib=_LIBRARY)
 
 
-def scaled(
-    gradient: Tensor | None,
-    upstream: Tensor,
-    like: Tensor | None,
-) -> Tensor | None:
-    """A saved gradient times the upstream one, in its input's dtype. Out of place: the graph may be walked again."""
-    if gradient is None or like is None:
-        return None
-    return (gradient * upstream).to(like.dtype)
-
-
 def differentiable_gradients(
     reference: Callable[..., Tensor],
     inputs: Sequence[Tensor | None],

@@ -99,14 +99,10 @@ class _InfoNCE(torch.autograd.Function):
         if torch.is_grad_enabled():
             again = _again(q, k, queue, temperature, ctx.inv_temperature, ctx.normalize, grad)
             return again[0], again[1], None, again[2], *(None,) * 4
+        # Out of place, for the graph may be walked again; autograd casts to the dtypes of the inputs.
         column = grad[:, None]
-        return (
-            contract.scaled(dq, column, q) if need[0] else None,
-            contract.scaled(dk, column, k) if need[1] else None,
-            None,
-            (dtemperature * grad).sum().to(temperature.dtype) if need[3] else None,
-            *(None,) * 4,
-        )
+        dq, dk = dq * column if need[0] else None, dk * column if need[1] else None
+        return dq, dk, None, (dtemperature * grad).sum() if need[3] else None, *(None,) * 4
 
 
 def _again(

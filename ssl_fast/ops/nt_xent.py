@@ -171,8 +171,9 @@ class _NTXent(torch.autograd.Function):
             return (None,) * 10
         if torch.is_grad_enabled():
             return *_again(*inputs, upstream[0], ctx.reduction, ctx.options), *(None,) * 7
-        pairs = zip(gradients, inputs, ctx.needs_input_grad, strict=False)
-        return *(contract.scaled(g, upstream[0], t) if need else None for g, t, need in pairs), *(None,) * 7
+        # Out of place, for the graph may be walked again; autograd casts to the dtypes of the inputs.
+        wanted = zip(gradients, ctx.needs_input_grad, strict=False)
+        return *(gradient * upstream[0] if need else None for gradient, need in wanted), *(None,) * 7
 
 
 class _NTXentRows(torch.autograd.Function):
@@ -203,7 +204,7 @@ class _NTXentRows(torch.autograd.Function):
         traced = contract.under_tracing()
         run: Any = torch.ops.ssl_fast.nt_xent_rows_backward if traced else _nt_xent_rows_backward
         dx, dtemperature = run(x, upstream[0], log_l, temperature, *ctx.options, ctx.impl)
-        return dx.to(x.dtype), None if temperature is None else dtemperature.to(temperature.dtype), *(None,) * 4
+        return dx, None if temperature is None else dtemperature, *(None,) * 4
 
 
 def _wide(x: Tensor, *shape: int) -> Tensor:

@@ -26,6 +26,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("impl", usable(metafunc.module.OP))
 
 
+def luck(name: str, num_elements: int) -> float:
+    """What is added to the rule, relative to the size of the result, in roundings of fp32.
+
+    The reference's own error is a random number, and may vanish where there are few elements. Over 40 seeds the largest
+    error of plain torch reached 1.09 of the rule with 16,384 elements and 1.65 with fewer; its norm 0.84.
+    """
+    roundings = 4 if num_elements < 8192 else 1 if name == "maximum" else 0
+    return roundings * torch.finfo(torch.float32).eps
+
+
 @dataclass
 class Errors:
     """Relative to the largest float64 element (maximum) and to its norm: output first, then each gradient."""
@@ -74,9 +84,8 @@ class Checker:
                 ("maximum", errors.largest, lambda t: t.abs().max().item() if t.numel() else 0.0),
                 ("norm", errors.norm, lambda t: t.norm().item()),
             ):
-                # The reference's error in a single number may vanish by luck: 4 roundings of fp32 more are allowed.
-                spare = eps + (0 if truth.dim() else 4 * torch.finfo(torch.float32).eps)
-                error, allowed = size(got - truth), 2 * size(reference_low - truth) + spare * size(truth)
+                error, allowed = size(got - truth), 2 * size(reference_low - truth) + eps * size(truth)
+                allowed += luck(name, truth.numel()) * size(truth)
                 what = f"{name} of {'output' if index == 0 else f'gradient {index}'} ({dtype})"
                 assert error <= allowed or not math.isfinite(allowed), f"{what}: {error:.3g} > {allowed:.3g}"
                 into.append(error / size(truth) if size(truth) else error)
