@@ -35,4 +35,5 @@ check: install
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 
 bench: install
-	$(BIN)/python -m pytest benchmarks
+	$(BIN)/python -m benchmarks.ops.bench_contrastive
+	$(BIN)/python -m benchmarks.ops.bench_multi_tensor
