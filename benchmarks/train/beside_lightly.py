@@ -2,9 +2,9 @@
 
     python benchmarks/train/beside_lightly.py --data cifar10.npz
 
-Columns: `lightly` (its transform and NTXentLoss, torch's DataLoader at its best of 0, 1, 2 workers and 1, 2 threads, fp32
-as its examples run on a CPU), `lightly+` (the same with our bf16, channels_last and stacked views), `ours`. The same
-images, backbone, projector, batch, epochs, optimiser and schedule; seconds are those of the training loop alone.
+Columns: `lightly` (its transform and NTXentLoss, torch's DataLoader at its best of 0, 1, 2 workers and 1, 2 threads,
+fp32 as its examples run on a CPU), `lightly+` (the same with our bf16, channels_last and stacked views), `ours`. The
+same images, backbone, projector, batch, epochs, optimiser and schedule; seconds are those of the training loop alone.
 Needs `pip install lightly==1.6.0`. About 45 minutes on two cores.
 """
 
@@ -113,9 +113,7 @@ def best_setting(images: np.ndarray, batch: int, ours: bool) -> tuple[int, int, 
     for workers in (0, 1, 2):
         for threads in (1, 2):
             _, rates[workers, threads] = train_lightly(images, batch, 1, 0, workers, threads, ours, steps=5)
-            print(
-                f"  lightly{'+' if ours else ''}: {workers} workers, {threads} threads: {rates[workers, threads]:.1f} images/s"
-            )
+            print(f"  {workers} workers, {threads} threads: {rates[workers, threads]:.1f} images/s", flush=True)
     (workers, threads), rate = max(rates.items(), key=lambda item: item[1])
     return workers, threads, rate
 
@@ -168,11 +166,10 @@ def main() -> None:
                 model = model[0]
             score = knn(model, train_set, test_set)
             setting = "auto" if column == "ours" else f"{workers} workers, {threads} threads"
-            rows.append(
-                {"column": column, "seed": seed, "images_per_second": round(rate, 1), "knn_top1": round(score, 4)}
-            )
-            rows[-1] |= {"images": len(images), "batch": args.batch, "epochs": args.epochs, "setting": setting}
-            print(rows[-1], flush=True)
+            row = {"column": column, "seed": seed, "images_per_second": round(rate, 1), "knn_top1": round(score, 4)}
+            row |= {"images": len(images), "batch": args.batch, "epochs": args.epochs, "setting": setting}
+            print(row, flush=True)
+            rows.append(row)
             write("train_beside_lightly", rows, ("lightly",))
     for column in ("lightly", "lightly+", "ours"):
         mine = [row for row in rows if row["column"] == column]
