@@ -2,8 +2,8 @@
 """Device code shared by the Triton kernels: rounding, norms, similarity tiles, and the normalisation of rows.
 
 Shapes: N rows of D numbers, stored as z [padded N, PLANES * CHUNKS * BLOCK_D] with zeros in the padding, so that tile
-loads need no mask. Numbers are kept as the sum of PLANES bfloat16 numbers (two hold the 11 bits of fp16, three the 24 of
-fp32), so that every product is a bfloat16 product of the tensor cores, with the range of fp32:
+loads need no mask. Numbers are kept as the sum of PLANES bfloat16 numbers (two hold the 11 bits of fp16, three the 24
+of fp32), so that every product is a bfloat16 product of the tensor cores, with the range of fp32:
 a b = a0 b0 + (a1 b0 + a0 b1) + (a2 b0 + a1 b1 + a0 b2).
 UPCAST is set in the interpreter only: its bfloat16 dot product and rounding are wrong.
 """
@@ -92,9 +92,7 @@ def load_tile(z, start, column, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK_D
 
 
 @triton.jit
-def load_planes(
-    z, start, chunk, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNKS: tl.constexpr, PLANES: tl.constexpr
-):
+def load_planes(z, start, chunk, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNKS: tl.constexpr, PLANES: tl.constexpr):
     """The planes of one chunk of ROWS rows, each [ROWS, BLOCK_D]; planes that do not exist repeat the last one."""
     plane: tl.constexpr = BLOCK_D * CHUNKS
     x0 = load_tile(z, start, chunk * BLOCK_D, PLANES * plane, ROWS, BLOCK_D)

@@ -3,7 +3,8 @@
 Letters: B queries, K rows of the queue, D embedding; s_ij = inv_temperature <q_i, queue_j>, s_i+ that of the key;
 loss_i = log(exp s_i+ + sum_j exp s_ij) - s_i+.
 
-    unit rows   queries as a sum of bfloat16 numbers (1 for bf16, 2 for fp16, 3 for fp32); a queue that is not bf16 is converted first (a bf16 queue is read in place)
+    unit rows   queries as a sum of bfloat16 numbers (1 for bf16, 2 for fp16, 3 for fp32); so is a queue that is not
+                bf16 (a bf16 queue is read in place)
     queue       per part of the queue: sum of exponentials, largest logit, and the queue's rows weighted by them
     combine     parts added up in a fixed order; loss, dq, dk, dinv with the norm's backward, in fp32
 
@@ -89,8 +90,7 @@ def _attend(
         PLANES=num_planes,
         QUEUE_PLANES=queue_planes,
         UPCAST=tiles.interpreted(),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options(),
     )
     return maximum, partial, weighted
 
@@ -132,5 +132,5 @@ def _combine(
         BOUNDED=maximum is None,
         WITH_GRAD=weighted is not None,
         TENSOR_TEMPERATURE=isinstance(inv_temperature, Tensor),
-        num_warps=4,
+        **tiles.ROW_OPTIONS,
     )

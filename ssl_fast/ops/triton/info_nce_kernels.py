@@ -8,7 +8,17 @@ long that its exponential overflows makes the loss infinite, never silently wron
 import triton
 import triton.language as tl
 
-from .blocks import LOG2E, LOWEST, dot_planes, load_planes, load_scalar, load_unit_rows, normalize_backward, softplus, split
+from .blocks import (
+    LOG2E,
+    LOWEST,
+    dot_planes,
+    load_planes,
+    load_scalar,
+    load_unit_rows,
+    normalize_backward,
+    softplus,
+    split,
+)
 
 
 @triton.jit

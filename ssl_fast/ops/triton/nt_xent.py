@@ -82,7 +82,7 @@ def backward(
 
 
 def _triangle(z: Tensor, x: Tensor, positive: Tensor, inv_temperature: float | Tensor) -> Tensor:
-    """Sums of exponentials over the negatives, [slabs, N]; SLABS to 2 SLABS - 1 slabs once there are that many tiles."""
+    """Sums of exponentials over the negatives, [slabs, N]; SLABS <= slabs < 2 SLABS given that many tiles."""
     from .nt_xent_kernels import triangle_kernel
 
     num_rows, dim = x.shape
@@ -107,8 +107,7 @@ def _triangle(z: Tensor, x: Tensor, positive: Tensor, inv_temperature: float | T
         CHUNKS=chunks,
         PLANES=num_planes,
         UPCAST=tiles.interpreted(),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options(),
     )
     return partial
 
@@ -151,8 +150,7 @@ def _row_sums(
         TENSOR_TEMPERATURE=isinstance(inv_temperature, Tensor),
         PLANES=num_planes,
         UPCAST=tiles.interpreted(),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options(),
     )
     return maximum, partial
 
@@ -184,7 +182,7 @@ def _reduce(
         BLOCK_P=1 << (parts - 1).bit_length(),
         BOUNDED=maximum is None,
         TENSOR_TEMPERATURE=isinstance(inv_temperature, Tensor),
-        num_warps=4,
+        **tiles.ROW_OPTIONS,
     )
 
 
@@ -210,7 +208,9 @@ def _weighted_sums(
     bounded = tiles.bounded(inv_temperature, normalize)
     weight = torch.empty_like(coef) if bounded else None
     if bounded:
-        weight_kernel[(-(-num_rows // 1024),)](coef, log_l, weight, inv_temperature, num_rows, BLOCK=1024)
+        weight_kernel[(-(-num_rows // 1024),)](
+            coef, log_l, weight, inv_temperature, num_rows, BLOCK=1024, **tiles.ROW_OPTIONS
+        )
     dz = torch.empty(parts, wanted, block_d * chunks, dtype=torch.float32, device=x.device)
     missed = torch.empty(parts, wanted, dtype=torch.float32, device=x.device)
     backward_kernel[(row_tiles, parts, chunks)](
@@ -234,8 +234,7 @@ def _weighted_sums(
         TENSOR_TEMPERATURE=isinstance(inv_temperature, Tensor),
         PLANES=num_planes,
         UPCAST=tiles.interpreted(),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options(),
     )
     return dz, missed
 
@@ -277,5 +276,5 @@ def _finish(
         EPS=EPS,
         NORMALIZE=normalize,
         TENSOR_TEMPERATURE=isinstance(inv_temperature, Tensor),
-        num_warps=4,
+        **tiles.ROW_OPTIONS,
     )

@@ -10,7 +10,17 @@ unit vectors.
 import triton
 import triton.language as tl
 
-from .blocks import LOG2E, LOWEST, dot_planes, load_planes, load_scalar, load_unit_rows, normalize_backward, softplus, split
+from .blocks import (
+    LOG2E,
+    LOWEST,
+    dot_planes,
+    load_planes,
+    load_scalar,
+    load_unit_rows,
+    normalize_backward,
+    softplus,
+    split,
+)
 
 
 @triton.jit
@@ -102,8 +112,8 @@ def triangle_kernel(
             rows = start_m + tl.arange(0, BLOCK_M)
             a0, a1, a2 = load_planes(z, start_m, 0, BLOCK_M, BLOCK_D, CHUNKS, PLANES)
             s = similarity(
-            z, a0, a1, a2, b0, b1, b2, start_m, start_n, BLOCK_M, BLOCK_N, BLOCK_D, CHUNKS, PLANES, UPCAST
-        )
+                z, a0, a1, a2, b0, b1, b2, start_m, start_n, BLOCK_M, BLOCK_N, BLOCK_D, CHUNKS, PLANES, UPCAST
+            )
             if needs_mask(start_n, start_m, lowest, highest, N, BLOCK_N, BLOCK_M) | (start_n + BLOCK_N > N):
                 excluded = (rows[:, None] == columns[None, :]) | (rows[:, None] == partners[None, :])
                 s = tl.where(excluded | (rows >= N)[:, None] | (columns >= N)[None, :], LOWEST, s)
@@ -151,9 +161,7 @@ def row_sum_kernel(
     for start_n in range(column_begin, tl.minimum(column_begin + columns_per_split, N), BLOCK_N):
         columns = start_n + tl.arange(0, BLOCK_N)
         b0, b1, b2 = load_planes(z, start_n, 0, BLOCK_N, BLOCK_D, CHUNKS, PLANES)
-        s = similarity(
-            z, a0, a1, a2, b0, b1, b2, start_m, start_n, BLOCK_M, BLOCK_N, BLOCK_D, CHUNKS, PLANES, UPCAST
-        )
+        s = similarity(z, a0, a1, a2, b0, b1, b2, start_m, start_n, BLOCK_M, BLOCK_N, BLOCK_D, CHUNKS, PLANES, UPCAST)
         if not BOUNDED:
             s = s * inv
         if needs_mask(start_m, start_n, lowest, highest, N, BLOCK_M, BLOCK_N):
@@ -256,9 +264,7 @@ def backward_kernel(
     for start_n in range(column_begin, tl.minimum(column_begin + columns_per_split, N), BLOCK_N):
         columns = start_n + tl.arange(0, BLOCK_N)
         b0, b1, b2 = load_planes(z, start_n, 0, BLOCK_N, BLOCK_D, CHUNKS, PLANES)
-        s = similarity(
-            z, a0, a1, a2, b0, b1, b2, start_m, start_n, BLOCK_M, BLOCK_N, BLOCK_D, CHUNKS, PLANES, UPCAST
-        )
+        s = similarity(z, a0, a1, a2, b0, b1, b2, start_m, start_n, BLOCK_M, BLOCK_N, BLOCK_D, CHUNKS, PLANES, UPCAST)
         if not BOUNDED:
             s = s * inv
         if needs_mask(start_m, start_n, lowest, highest, N, BLOCK_M, BLOCK_N):
@@ -331,8 +337,8 @@ def finish_kernel(
     g = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     mine = tl.zeros([BLOCK_R], tl.float32)
     other = tl.zeros([BLOCK_R], tl.float32)
-    for split in range(splits):
-        offset = tl.cast(split, tl.int64) * R
+    for part in range(splits):
+        offset = tl.cast(part, tl.int64) * R
         cells = (offset + local)[:, None] * WIDTH + d[None, :]
         g += tl.load(dz + cells, mask=valid[:, None] & (d < WIDTH)[None, :], other=0.0)
         mine += tl.load(missed + offset + local, mask=valid, other=0.0)

@@ -44,7 +44,7 @@ def unit_rows(
         NORMALIZE=normalize,
         WITH_COSINE=positive is not None,
         UPCAST=tiles.interpreted(),
-        num_warps=4,
+        **tiles.ROW_OPTIONS,
     )
     return z
 

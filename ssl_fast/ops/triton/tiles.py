@@ -1,8 +1,4 @@
-"""Where the Triton kernels run and with which tile: one explicit table, no autotuning.
-
-A tile is looked up by (kernel, architecture, precision, width of the embedding). Every entry is compiled by
-tests/ops/triton/test_compile.py, which asserts zero register spills and the shared-memory limit of its architecture.
-"""
+"""Where the Triton kernels run, and how the work is cut up; tile_table.py holds the tiles (no autotuning)."""
 
 from __future__ import annotations
 
@@ -16,29 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .tile_table import INTERPRETER, SHARED_MEMORY, TABLE
+
 MAX_DIM = 1024
 ROW_PADDING = 128  # the row buffers are padded to a multiple of the largest block: tile loads need no mask
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Shared memory one CTA may take, bytes. "sm86" stands for every part with less than 163 KB (8.6, 8.9, 12.x).
-SHARED_MEMORY = {"sm80": 163 * 1024, "sm86": 99 * 1024, "sm90": 227 * 1024, "sm100": 227 * 1024}
-
 
 @dataclass(frozen=True)
 class Tile:
-    """block_m rows that stay, block_n rows that stream past them, and how the loop over the latter is run."""
+    """block_m x block_n similarities at a time, and how the loop over the tiles is compiled."""
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
 
+    def options(self) -> dict[str, Any]:
+        """How to compile and launch (fp fusion is named because its default changes between Triton releases)."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
-# (kernel, precision, width class) -> {architecture: tile}; "chunked": the embedding is walked in chunks of 128.
-_TABLE: dict[tuple[str, str, int | str], dict[str, Tile]] = {
-    (k, p, w): {a: Tile(64, 32, 4, 2) for a in SHARED_MEMORY}
-    for k in ("triangle", "row_sum", "backward", "queue") for p in ("half", "split") for w in (64, 128, 256, "chunked")
-}
+
+ROW_OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}  # kernels that walk rows, not tiles
 
 
 def planes(dtype: torch.dtype) -> int:
@@ -59,13 +54,17 @@ def tile(kernel: str, num_planes: int, dim: int, device: torch.device) -> Tile:
     """The tile of `kernel` ("triangle", "row_sum", "backward" or "queue") for embeddings of `dim` numbers."""
     block_d, chunks = width(dim, num_planes)
     width_class: int | str = "chunked" if chunks > 1 else max(64, block_d)
-    return _TABLE[kernel, "half" if num_planes == 1 else "split", width_class][architecture(device)]
+    arch = architecture(device)
+    if arch == "interpreter":
+        return Tile(*INTERPRETER)
+    row = TABLE[kernel, "one" if num_planes == 1 else "several", width_class]
+    return Tile(*row[list(SHARED_MEMORY).index(arch)])
 
 
 def architecture(device: torch.device) -> str:
-    """The row of the table for a device; the interpreter takes the smallest one."""
+    """The table's name for a device."""
     if device.type != "cuda":
-        return "sm86"
+        return "interpreter"
     major, minor = _capability(device)
     if (major, minor) in ((8, 0), (8, 7)):
         return "sm80"
@@ -169,5 +168,5 @@ def device_scalar(value: float | Tensor, device: torch.device) -> float | Tensor
 
 
 def bounded(inv_temperature: float | Tensor, normalize: bool) -> bool:
-    """Whether exp(s_ij - inv_temperature) can neither overflow nor underflow: unit vectors, |s_ij| <= 40, known here."""
+    """Whether exp(s_ij - inv_temperature) stays within fp32: unit vectors, |s_ij| <= 40, known to the host."""
     return normalize and not isinstance(inv_temperature, Tensor) and 1e-6 <= inv_temperature <= 40.0

@@ -47,7 +47,9 @@ def check_rule(ours: Tensor, exact: Tensor, reference: Tensor, name: str) -> Non
     error, allowed = (ours.double() - exact).abs(), (reference.double() - exact).abs()
     assert error.max() <= 2 * allowed.max() + eps, f"{name}: {error.max():.3e} against {allowed.max():.3e} + {eps:.1e}"
     scale = eps * exact.numel() ** 0.5
-    assert error.norm() <= 2 * allowed.norm() + scale, f"{name}: {error.norm():.3e} against {allowed.norm():.3e} norm-wise"
+    assert error.norm() <= 2 * allowed.norm() + scale, (
+        f"{name}: {error.norm():.3e} against {allowed.norm():.3e} norm-wise"
+    )
 
 
 def views(

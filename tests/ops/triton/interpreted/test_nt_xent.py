@@ -21,12 +21,16 @@ def run(
     """What the kernels say about `rows` (all of them by default)."""
     rows = rows or (0, len(x))
     loss, log_l = nt_xent.forward(x, positive, rows, inv_temperature, normalize)
-    all_log_l = log_l if rows == (0, len(x)) else nt_xent.forward(x, positive, (0, len(x)), inv_temperature, normalize)[1]
+    all_log_l = (
+        log_l if rows == (0, len(x)) else nt_xent.forward(x, positive, (0, len(x)), inv_temperature, normalize)[1]
+    )
     dx, zdz = nt_xent.backward(x, positive, coef, all_log_l, rows, inv_temperature, normalize)
     return {"loss": loss, "log_l": log_l, "dx": dx, "dinv": zdz / (2 * inv_temperature)}
 
 
-def check(ours: dict[str, Tensor], x: Tensor, positive: Tensor, coef: Tensor, inv: float, normalize: bool = True) -> None:
+def check(
+    ours: dict[str, Tensor], x: Tensor, positive: Tensor, coef: Tensor, inv: float, normalize: bool = True
+) -> None:
     exact = literal.nt_xent(x.double(), positive, coef, inv, normalize)
     reference = literal.nt_xent(x, positive, coef, inv, normalize)
     for name in ("loss", "log_l", "dx"):

@@ -1,0 +1,67 @@
+"""Every kernel, as it would be launched, compiled for GPUs that need not be here: no spills, enough shared memory."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssl_fast.ops.triton import info_nce, nt_xent, tile_table, tiles
+from tests.ops.triton import compiling
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(tiles.interpreted(), reason="TRITON_INTERPRET=1: kernels cannot be compiled here")
+
+_MMA = {"triangle_kernel", "row_sum_kernel", "backward_kernel", "queue_kernel"}
+_ARCHITECTURES = ["sm80", "sm90", "sm100"]
+
+
+def _calls(dim: int, dtype: torch.dtype, queue_dtype: torch.dtype, fixed: bool) -> dict[str, Callable[[], object]]:
+    """The calls of both ops at 8,192 rows and a queue of 65,536, with a temperature of the host or the device."""
+    x, coef = torch.empty(8192, dim, dtype=dtype), torch.empty(8192)
+    positive, inv = torch.arange(8192).roll(4096), 10.0 if fixed else torch.empty(())
+    q, queue = torch.empty(256, dim, dtype=dtype), torch.empty(65536, dim, dtype=queue_dtype)
+    return {
+        "all rows": lambda: nt_xent.forward(x, positive, (0, 8192), inv, True),
+        "some rows": lambda: nt_xent.forward(x, positive, (0, 4096), inv, True),
+        "backward": lambda: nt_xent.backward(x, positive, coef, coef, (0, 8192), inv, True),
+        "queue": lambda: info_nce.forward(q, q, queue, inv, True, True),
+    }
+
+
+def _check(launches: list[compiling.Launch], arch: str) -> set[str]:
+    """Compiles each; the names of the kernels."""
+    names = set()
+    for launch in launches:
+        kernel = compiling.compiled(launch, arch)
+        name, used = launch[0].__name__, compiling.resources(kernel)
+        names.add(name)
+        assert used["stack"] == used["local"] == 0, f"{name} spills on {arch}: {used}"
+        assert used["static"] + kernel.metadata.shared <= tile_table.SHARED_MEMORY[arch], f"{name} on {arch}"
+        if name in _MMA:
+            instruction = {"sm90": "wgmma.mma_async", "sm100": "tcgen05.mma"}.get(arch, "mma.sync")
+            assert instruction in kernel.asm["ptx"], f"{name} has no {instruction} on {arch}"
+    return names
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.parametrize("arch", _ARCHITECTURES)
+def test_usual_kernels(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed, online = (_calls(128, torch.bfloat16, torch.bfloat16, kind) for kind in (True, False))
+    chosen = (fixed["all rows"], online["some rows"], online["backward"], fixed["queue"])
+    names = _check([launch for call in chosen for launch in compiling.record(call, arch, monkeypatch)], arch)
+    assert names >= _MMA | {"normalize_kernel", "loss_kernel", "finish_kernel", "combine_kernel"}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("arch", [*_ARCHITECTURES, "sm86"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dim", [16, 64, 100, 128, 256, 512, 1024])
+def test_every_tile(arch: str, dtype: torch.dtype, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for queue_dtype, fixed in ((torch.bfloat16, True), (torch.float32, False)):
+        for call in _calls(dim, dtype, queue_dtype, fixed).values():
+            _check(compiling.record(call, arch, monkeypatch), arch)
