@@ -73,14 +73,12 @@ def ema_update_(
     _check_shapes("sources", sources, "targets", targets)
     if not 0.0 <= momentum <= 1.0:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
-    kinds: dict[Hashable, list[int]] = {}
-    for i, (t, s) in enumerate(zip(targets, sources, strict=True)):
-        if t.is_floating_point() and s.is_floating_point():
-            kinds.setdefault((t.device, t.dtype, s.device, s.dtype), []).append(i)
+    for kind in _kinds(targets, sources):
+        t, s = _take(targets, kind), _take(sources, kind)
+        if t[0].is_floating_point() and s[0].is_floating_point():
+            _ema_update_kind_(t, s, momentum, impl)
         else:
-            t.copy_(s)
-    for kind in kinds.values():
-        _ema_update_kind_(_take(targets, kind), _take(sources, kind), momentum, impl)
+            torch._foreach_copy_(t, s)
 
 
 def _ema_update_kind_(
@@ -93,7 +91,7 @@ def _ema_update_kind_(
     if module is reference:
         reference.ema_update_(targets, sources, momentum)
         return
-    flat, rest = _split(_is_dense(t) and _same_layout(t, s) for t, s in zip(targets, sources, strict=True))
+    flat, rest = _split(_is_flat(t, s) for t, s in zip(targets, sources, strict=True))
     if rest:
         reference.ema_update_(_take(targets, rest), _take(sources, rest), momentum)
         targets, sources = _take(targets, flat), _take(sources, flat)
@@ -154,13 +152,8 @@ def lars_step_(
     if len(adapt) != len(params):
         raise ValueError(f"adapt must have one entry for each of the {len(params)} params, got {len(adapt)}")
     settings = LarsSettings(lr, momentum, weight_decay, trust_coefficient, eps, nesterov, clip)
-    kinds: dict[Hashable, list[int]] = {}
-    for i, (p, v) in enumerate(zip(params, buffers, strict=True)):
-        expected = torch.promote_types(p.dtype, torch.float32)
-        if v.dtype != expected:
-            raise ValueError(f"buffers[{i}] must be {expected} for a {p.dtype} parameter, got {v.dtype}")
-        kinds.setdefault((p.device, p.dtype), []).append(i)
-    for kind in kinds.values():
+    for kind in _kinds(params, buffers):
+        _check_buffers(params, buffers, kind)
         lists = _take(params, kind), _take(grads, kind), _take(buffers, kind)
         _lars_step_kind_(*lists, _take(adapt, kind), settings, impl)
 
@@ -177,13 +170,13 @@ def _lars_step_kind_(
     if module is reference:
         reference.lars_step_(params, grads, buffers, adapt, settings)
         return
-    flat, rest = _split(_is_dense(p) and _same_layout(p, v) for p, v in zip(params, buffers, strict=True))
+    flat, rest = _split(_is_flat(p, v) for p, v in zip(params, buffers, strict=True))
     if rest:
         lists = _take(params, rest), _take(grads, rest), _take(buffers, rest)
         reference.lars_step_(*lists, _take(adapt, rest), settings)
         params, grads, buffers = _take(params, flat), _take(grads, flat), _take(buffers, flat)
         adapt = _take(adapt, flat)
-    same = [p.dtype == g.dtype and _same_layout(p, g) for p, g in zip(params, grads, strict=True)]
+    same = [p.dtype == g.dtype and _is_flat(p, g) for p, g in zip(params, grads, strict=True)]
     grads = [g if s else torch.empty_like(p).copy_(g) for p, g, s in zip(params, grads, same, strict=True)]
     module.lars_step_(params, grads, buffers, adapt, settings)
     torch.autograd.graph.increment_version([*params, *buffers])
@@ -195,6 +188,21 @@ def _check_shapes(name: str, tensors: list[Tensor], other: str, others: list[Ten
     for i, (a, b) in enumerate(zip(tensors, others, strict=True)):
         if a.shape != b.shape:
             raise ValueError(f"{name}[{i}] must have the shape {tuple(b.shape)} of {other}[{i}], got {tuple(a.shape)}")
+
+
+def _check_buffers(params: list[Tensor], buffers: list[Tensor], kind: list[int]) -> None:
+    dtype, found = params[kind[0]].dtype, buffers[kind[0]].dtype
+    expected = torch.promote_types(dtype, torch.float32)
+    if found != expected:
+        raise ValueError(f"buffers[{kind[0]}] must be {expected} for a {dtype} parameter, got {found}")
+
+
+def _kinds(a: list[Tensor], b: list[Tensor]) -> Iterable[list[int]]:
+    """Indices of the pairs that share devices and dtypes, one list for each combination."""
+    kinds: dict[Hashable, list[int]] = {}
+    for i, (x, y) in enumerate(zip(a, b, strict=True)):
+        kinds.setdefault((x.get_device(), x.dtype, y.get_device(), y.dtype), []).append(i)
+    return kinds.values()
 
 
 def _take(items: list[_Item], indices: list[int]) -> list[_Item]:
@@ -209,20 +217,17 @@ def _split(flags: Iterable[bool]) -> tuple[list[int], list[int]]:
     return sides
 
 
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one block of memory, in whatever order of dimensions."""
-    if tensor.is_contiguous():
+def _is_flat(
+    a: Tensor,
+    b: Tensor,  # the shape of a
+) -> bool:
+    """Whether both fill one block of memory each, and equal offsets hold equal elements."""
+    if a.is_contiguous() and b.is_contiguous():
         return True
+    strides = sorted((x, size) for x, size in zip(a.stride(), a.shape, strict=True) if size != 1)
     span = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1 and stride != span:
+    for stride, size in strides:
+        if stride != span:
             return False
         span *= size
-    return True
-
-
-def _same_layout(a: Tensor, b: Tensor) -> bool:
-    """Whether equal offsets hold equal elements; a and b have one shape and a is dense."""
-    if a.stride() == b.stride():
-        return True
     return all(x == y for x, y, size in zip(a.stride(), b.stride(), a.shape, strict=True) if size != 1)

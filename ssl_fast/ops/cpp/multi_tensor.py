@@ -16,13 +16,12 @@ def unavailable(*tensors: Tensor) -> str | None:
         from ssl_fast import _cpu  # noqa: F401
     except ImportError as error:
         return f"ssl_fast._cpu was not built ({error})"
-    for t in tensors:
-        if t.device.type != "cpu":
-            return f"it takes CPU tensors, got one on {t.device}"
-        if t.dtype not in _DTYPES:
-            return f"it takes float32, float64, bfloat16 and float16, got {t.dtype}"
-        if type(t) not in (Tensor, torch.nn.Parameter):
-            return f"it takes plain tensors, got a {type(t).__name__}"
+    if not all(t.is_cpu for t in tensors):
+        return "it takes CPU tensors"
+    if odd := {t.dtype for t in tensors} - _DTYPES.keys():
+        return f"it takes float32, float64, bfloat16 and float16, got {odd.pop()}"
+    if odd_types := set(map(type, tensors)) - {Tensor, torch.nn.Parameter}:
+        return f"it takes plain tensors, got a {odd_types.pop().__name__}"
     return "torch.compile traces the reference" if torch.compiler.is_compiling() else None
 
 

@@ -22,14 +22,12 @@ def unavailable(*tensors: Tensor) -> str | None:
         return f"ssl_fast._cuda was not built ({error})"
     if not tensors:
         return None if torch.cuda.is_available() else "no CUDA device"
-    device = tensors[0].device
-    for t in tensors:
-        if t.device.type != "cuda" or t.device != device:
-            return f"it takes tensors of one CUDA device, got {device} and {t.device}"
-        if t.dtype not in _DTYPES:
-            return f"it takes float32, float64, bfloat16 and float16, got {t.dtype}"
-        if type(t) not in (Tensor, torch.nn.Parameter):
-            return f"it takes plain tensors, got a {type(t).__name__}"
+    if not all(t.is_cuda for t in tensors) or len({t.get_device() for t in tensors}) > 1:
+        return "it takes tensors of one CUDA device"
+    if odd := {t.dtype for t in tensors} - _DTYPES.keys():
+        return f"it takes float32, float64, bfloat16 and float16, got {odd.pop()}"
+    if odd_types := set(map(type, tensors)) - {Tensor, torch.nn.Parameter}:
+        return f"it takes plain tensors, got a {odd_types.pop().__name__}"
     return "torch.compile traces the reference" if torch.compiler.is_compiling() else None
 
 

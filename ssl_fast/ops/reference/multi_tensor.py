@@ -56,8 +56,10 @@ def lars_step_(
     torch._foreach_add_(buffers, updates)
     if settings.nesterov:
         torch._foreach_add_(updates, buffers, alpha=settings.momentum)
-    steps = torch._foreach_mul(updates if settings.nesterov else buffers, settings.lr)
-    torch._foreach_sub_(params, steps)
+    lr, directions = settings.lr, updates if settings.nesterov else buffers
+    if isinstance(lr, Tensor):  # alpha must be a number
+        lr, directions = 1.0, list(torch._foreach_mul(directions, lr))
+    torch._foreach_add_(params, directions, alpha=-lr)
 
 
 def _adapt_(

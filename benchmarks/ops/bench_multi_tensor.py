@@ -1,0 +1,130 @@
+"""LARS and EMA on the parameters of a ResNet-50, beside torch's foreach forms, timm and lightly, interleaved.
+
+    python -m benchmarks.ops.bench_multi_tensor --threads 2
+
+On a CPU, or on a GPU with `--device cuda`. The floor is the bytes that must move, 12 per parameter for EMA and 28 for
+LARS (p and g twice; where the cache keeps them between the passes the result may beat it), over the best bandwidth that
+`lerp_` of one tensor as large as the model reaches in the same run. Percentages are of medians.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.record import write
+from ssl_fast.ops.dispatch import backends
+from ssl_fast.ops.multi_tensor import ema_update_
+from ssl_fast.optim import LARS
+
+BYTES = {"ema": 12, "ema bf16 student": 10, "lars": 28}
+LR, MOMENTUM, WEIGHT_DECAY = 0.3, 0.9, 1e-6
+
+
+def random_like(params: list[Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [torch.randn_like(p, dtype=dtype) for p in params]
+
+
+def ema_contenders(params: list[Tensor], implementations: list[str]) -> dict[tuple[str, str], Callable[[], object]]:
+    targets, sources, flat = random_like(params), random_like(params), torch.randn(2, sum(p.numel() for p in params))
+    flat = flat.to(params[0].device)
+
+    def mul_add() -> None:
+        torch._foreach_mul_(targets, 0.996)
+        torch._foreach_add_(targets, sources, alpha=0.004)
+
+    half = random_like(params, torch.bfloat16)
+    table: dict[tuple[str, str], Callable[[], object]] = {
+        ("floor", "lerp_ of one tensor"): lambda: flat[0].lerp_(flat[1], 0.004),
+        ("ema", "foreach mul, add"): mul_add,
+        ("ema", "foreach lerp"): lambda: torch._foreach_lerp_(targets, sources, 0.004),
+    }
+    for impl in implementations:
+        table["ema", f"ssl_fast {impl}"] = lambda impl=impl: ema_update_(targets, sources, 0.996, impl=impl)
+        table["ema bf16 student", f"ssl_fast {impl}"] = lambda impl=impl: ema_update_(targets, half, 0.996, impl=impl)
+    return table
+
+
+def lars_contenders(params: list[Tensor], implementations: list[str]) -> dict[tuple[str, str], Callable[[], object]]:
+    from timm.optim.lars import Lars
+
+    def copies() -> list[nn.Parameter]:
+        own = [nn.Parameter(p.clone()) for p in params]
+        for p, g in zip(own, random_like(params), strict=True):
+            p.grad = g * 1e-3
+        return own
+
+    options = {"lr": LR, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
+    table: dict[tuple[str, str], Callable[[], object]] = {
+        ("lars", "timm Lars"): Lars(copies(), foreach=False, **options).step,
+        ("lars", "timm Lars foreach"): Lars(copies(), foreach=True, **options).step,
+    }
+    if importlib.util.find_spec("lightly"):
+        from lightly.utils import lars as lightly_lars
+
+        table["lars", "lightly LARS"] = lightly_lars.LARS(copies(), **options).step
+    for impl in implementations:
+        table["lars", f"ssl_fast {impl}"] = LARS(copies(), impl=impl, **options).step
+    return table
+
+
+def clock(run: Callable[[], object], device: str) -> float:
+    """Milliseconds of one call: CUDA events on a GPU, wall clock on a CPU."""
+    if device == "cuda":
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end))
+    started = time.perf_counter()
+    run()
+    return (time.perf_counter() - started) * 1e3
+
+
+def measure(table: dict[tuple[str, str], Callable[[], object]], rounds: int, device: str) -> list[dict[str, object]]:
+    times: dict[tuple[str, str], list[float]] = {name: [] for name in table}
+    for i in range(rounds + 2):
+        for name, run in table.items():
+            milliseconds = clock(run, device)
+            if i >= 2:  # the first rounds make state and load kernels
+                times[name].append(milliseconds)
+    return [
+        {"op": op, "implementation": name, "ms": statistics.median(taken), "best_ms": min(taken)}
+        for (op, name), taken in times.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=30)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    import timm
+
+    params = [p.detach().to(arguments.device) for p in timm.create_model(arguments.model).parameters()]
+    native = "cuda" if arguments.device == "cuda" else "cpp"
+    usable = [impl for impl in (native, "reference") if backends()["multi_tensor"][impl] == "available"]
+    table = {**ema_contenders(params, usable), **lars_contenders(params, usable)}
+    rows = measure(table, arguments.rounds, arguments.device)
+    floor = next(row for row in rows if row["op"] == "floor")
+    count = sum(p.numel() for p in params)
+    for row in rows:
+        floor_ms = float(str(floor["best_ms"])) * BYTES.get(str(row["op"]), 12) / 12
+        row |= {"floor_percent": 100 * floor_ms / float(str(row["ms"])), "model": arguments.model, "parameters": count}
+        row |= {"tensors": len(params), "threads": arguments.threads}
+        times = f"{row['ms']:8.2f} ms (best {row['best_ms']:.2f})"
+        print(f"{row['op']:<18}{row['implementation']:<24}{times} {row['floor_percent']:5.0f} % of floor")
+    write(f"{arguments.device}_multi_tensor", rows, ("timm", "lightly"))
+
+
+if __name__ == "__main__":
+    main()
