@@ -8,8 +8,6 @@ from torch import Tensor
 from ssl_fast.ops.triton import info_nce, tiles
 from tests.ops.triton import literal
 
-pytestmark = pytest.mark.skipif(not tiles.interpreted(), reason="test_interpreter.py runs it with TRITON_INTERPRET=1")
-
 
 def inputs(
     batch: int, length: int, dim: int, dtype: torch.dtype, queue_dtype: torch.dtype, aligned: float = 0.5

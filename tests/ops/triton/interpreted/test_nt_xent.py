@@ -7,8 +7,6 @@ from torch import Tensor
 from ssl_fast.ops.triton import nt_xent, tiles
 from tests.ops.triton import literal
 
-pytestmark = pytest.mark.skipif(not tiles.interpreted(), reason="test_interpreter.py runs it with TRITON_INTERPRET=1")
-
 
 def run(
     x: Tensor,
