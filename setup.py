@@ -35,7 +35,9 @@ def cuda_wanted() -> bool:
     if asked not in ("", "0", "1"):
         raise SystemExit(f"SSL_FAST_CUDA must be 0 or 1, not {asked!r}.")
     if asked == "1" and find_nvcc() is None:
-        raise SystemExit("SSL_FAST_CUDA=1 but nvcc is neither in PATH nor in CUDA_HOME/bin: install the CUDA toolkit or unset it.")
+        raise SystemExit(
+            "SSL_FAST_CUDA=1 but nvcc is neither in PATH nor in CUDA_HOME/bin: install the CUDA toolkit or unset it."
+        )
     return asked != "0" and find_nvcc() is not None
 
 

@@ -19,10 +19,11 @@ std::string isa();
 // Forces one for this process; std::invalid_argument where the processor or the build has it not.
 void set_isa(const std::string& name);
 
-// --- Contrastive losses. dtype: DType of x (q, k). Outputs are float32, or float64 for float64 inputs. All contiguous. ---
+// --- Contrastive losses. dtype: DType of x (q, k). Outputs are float32, or float64 for float64 inputs. All contiguous.
+// ---
 
 // NT-Xent's loss and log of the total normaliser sum_{j != i} exp(s_ij), of rows [begin, end) = R rows.
-void nt_xent_forward(Address x,         // [N, D]
+void nt_xent_forward(Address x,  // [N, D]
                      int dtype,
                      Address positive,  // [N] int64, each another row
                      int64_t N, int64_t D, int64_t begin, int64_t end, double inv_temperature, bool normalize,
@@ -30,7 +31,7 @@ void nt_xent_forward(Address x,         // [N, D]
                      Address log_l,  // [R]
                      int threads);
 // Gradient of sum_i coef_i loss_i (i over all rows) with respect to x[begin:end], and <z_i, dz_i>.
-void nt_xent_backward(Address x,         // [N, D]
+void nt_xent_backward(Address x,  // [N, D]
                       int dtype,
                       Address positive,  // [N] int64
                       Address coef,      // [N], in the dtype of the outputs
@@ -40,15 +41,15 @@ void nt_xent_backward(Address x,         // [N, D]
                       Address zdz,  // [R]
                       int threads);
 // InfoNCE's loss against a queue and, unless dq is 0, the gradients of each row's own loss.
-void info_nce_forward(Address q,      // [B, D]
-                      Address k,      // [B, D]
+void info_nce_forward(Address q,  // [B, D]
+                      Address k,  // [B, D]
                       int dtype,
                       Address queue,  // [K, D]
                       int queue_dtype, int64_t B, int64_t K, int64_t D, double inv_temperature, bool normalize,
-                      Address loss,   // [B]
-                      Address dq,     // [B, D] or 0
-                      Address dk,     // [B, D]
-                      Address dinv,   // [B] d loss_i / d inv_temperature
+                      Address loss,  // [B]
+                      Address dq,    // [B, D] or 0
+                      Address dk,    // [B, D]
+                      Address dinv,  // [B] d loss_i / d inv_temperature
                       int threads);
 
 // --- Multi-tensor updates (csrc/cpu/multi_tensor.cpp, csrc/cuda/multi_tensor.cu) ---

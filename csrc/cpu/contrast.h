@@ -1,4 +1,5 @@
-// What NT-Xent's forward and backward share: the rows of one call, loaded, and the cells of a tile that are no negatives.
+// What NT-Xent's forward and backward share: the rows of one call, loaded, and the cells of a tile that are no
+// negatives.
 #pragma once
 
 #include <algorithm>
@@ -83,8 +84,8 @@ struct Contrast {
   const Range wanted;
   const int64_t* const positive;  // [N]
   const double inv_temperature;
-  const T scale;   // inv_temperature log2(e): 2^(scale <z_i, z_j>) = exp(s_ij)
-  Buffer<T> z;     // [N, ld] (and zero rows up to a whole row block)
+  const T scale;     // inv_temperature log2(e): 2^(scale <z_i, z_j>) = exp(s_ij)
+  Buffer<T> z;       // [N, ld] (and zero rows up to a whole row block)
   Buffer<T> panels;  // of the wanted rows
   Buffer<T> norms;   // [N]
   double bound = 0;

@@ -70,7 +70,8 @@ struct InfoNCE {
     }
   }
 
-  // The splits' sums of row i, in order: *l and *offset with l = sum exp(s) 2^-offset, and O in `out` on the same scale.
+  // The splits' sums of row i, in order: *l and *offset with l = sum exp(s) 2^-offset, and O in `out` on the same
+  // scale.
   void merge(int64_t i, T* out, double* l, double* offset) const {
     T highest = offsets[i];
     for (int64_t split = 1; split < splits; ++split) highest = std::max(highest, offsets[split * padded + i]);

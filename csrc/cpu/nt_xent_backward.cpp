@@ -1,6 +1,7 @@
 // NT-Xent, backward of sum_i coef_i loss_i with respect to x. With p_ij = exp(s_ij) / l_i (l_i the total, its positive
 // included) and q_i = sum of p_ij over the negatives = 1 - p_i,positive:
-//   dz_i = 1/T [ sum_{j negative} (coef_i p_ij + coef_j p_ji) z_j - coef_i q_i z_positive(i) - sum_{j: positive(j) = i} coef_j q_j z_j ]
+//   dz_i = 1/T [ sum_{j negative} (coef_i p_ij + coef_j p_ji) z_j - coef_i q_i z_positive(i) - sum_{j: positive(j) = i}
+//   coef_j q_j z_j ]
 // q is summed again here rather than taken as 1 - p: nothing cancels when the views are aligned.
 #include "cpu/contrast.h"
 #include "ops.h"

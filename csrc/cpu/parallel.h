@@ -8,17 +8,16 @@
 
 namespace ssl_fast {
 
-// body(context, task, slot) for every task in [0, num_tasks), started in increasing order, by at most `threads` threads.
-// slot < threads names the thread: index scratch memory by it. Tasks must not throw. Works in a forked child; a call
-// made while the pool is busy runs on the caller alone.
+// body(context, task, slot) for every task in [0, num_tasks), started in increasing order, by at most `threads`
+// threads. slot < threads names the thread: index scratch memory by it. Tasks must not throw. Works in a forked child;
+// a call made while the pool is busy runs on the caller alone.
 void run_tasks(int threads, int64_t num_tasks, void (*body)(void* context, int64_t task, int slot), void* context);
 
 template <typename Body>
 void parallel_for(int threads, int64_t num_tasks, Body&& body) {
   using Callable = std::remove_reference_t<Body>;
   run_tasks(
-      threads, num_tasks,
-      [](void* context, int64_t task, int slot) { (*static_cast<Callable*>(context))(task, slot); },
+      threads, num_tasks, [](void* context, int64_t task, int slot) { (*static_cast<Callable*>(context))(task, slot); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 

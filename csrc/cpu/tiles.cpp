@@ -2,9 +2,9 @@
 
 namespace ssl_fast {
 
-#define SSL_FAST_DECLARE(name)       \
-  namespace name {                   \
-  extern const Tiles<float> float32; \
+#define SSL_FAST_DECLARE(name)        \
+  namespace name {                    \
+  extern const Tiles<float> float32;  \
   extern const Tiles<double> float64; \
   }
 
@@ -16,15 +16,15 @@ SSL_FAST_DECLARE(avx2)
 SSL_FAST_DECLARE(avx512)
 #endif
 
-#define SSL_FAST_CHOOSE(type, member)                 \
-  template <>                                         \
-  const Tiles<type>& tiles<type>() {                  \
-    switch (chosen_isa()) {                           \
-      SSL_FAST_AVX512_CASE(member)                    \
-      SSL_FAST_AVX2_CASE(member)                      \
-      default:                                        \
-        return generic::member;                       \
-    }                                                 \
+#define SSL_FAST_CHOOSE(type, member) \
+  template <>                         \
+  const Tiles<type>& tiles<type>() {  \
+    switch (chosen_isa()) {           \
+      SSL_FAST_AVX512_CASE(member)    \
+      SSL_FAST_AVX2_CASE(member)      \
+      default:                        \
+        return generic::member;       \
+    }                                 \
   }
 
 #ifdef SSL_FAST_HAS_avx512

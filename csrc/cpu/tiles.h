@@ -44,9 +44,9 @@ struct Tiles {
   // The same with one exponential: p_ij = p_ji = 2^(scale tile[i][j] + bias); the weights carry the normalisers.
   void (*pair_weights_fixed)(T* tile, int64_t m, int64_t n, T scale, T bias, const T* row_weights,
                              const T* column_weights, T* row_sums, T* column_sums);
-  T (*dot)(const T* a, const T* b, int64_t width);             // width: a multiple of width_step
-  void (*axpy)(T alpha, const T* x, T* y, int64_t width);      // y += alpha x
-  void (*scale)(T alpha, T* y, int64_t width);                 // y *= alpha
+  T (*dot)(const T* a, const T* b, int64_t width);         // width: a multiple of width_step
+  void (*axpy)(T alpha, const T* x, T* y, int64_t width);  // y += alpha x
+  void (*scale)(T alpha, T* y, int64_t width);             // y *= alpha
 };
 
 // The table of the chosen instruction set.

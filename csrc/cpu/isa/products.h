@@ -21,8 +21,8 @@ static_assert(kTile % kRows == 0 && kTile % kPanel<float> == 0, "tiles are made 
 
 // c[r][0:panel] (+)= sum_k a(r, k) b[k][0:panel], with a(r, k) = a[r * row_step + k * depth_step]
 template <typename T, bool accumulate>
-inline void block_product(const T* a, int64_t row_step, int64_t depth_step, const T* b, int64_t ldb, int64_t depth, T* c,
-                          int64_t ldc) {
+inline void block_product(const T* a, int64_t row_step, int64_t depth_step, const T* b, int64_t ldb, int64_t depth,
+                          T* c, int64_t ldc) {
   Vec<T> total[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {

@@ -92,21 +92,10 @@ void pair_weights_fixed(T* tile, int64_t m, int64_t n, T scale, T bias, const T*
 
 template <typename T>
 constexpr Tiles<T> table() {
-  return {kPanel<T>,
-          kRows,
-          kPanel<T>,
-          load_rows<T>,
-          pack_panels<T>,
-          scores<T>,
-          add_product<T>,
-          add_transposed_product<T>,
-          add_exp_sums<T>,
-          online_exp<T>,
-          pair_weights<T>,
-          pair_weights_fixed<T>,
-          dot<T>,
-          axpy<T>,
-          scale<T>};
+  return {kPanel<T>,       kRows,         kPanel<T>,       load_rows<T>,
+          pack_panels<T>,  scores<T>,     add_product<T>,  add_transposed_product<T>,
+          add_exp_sums<T>, online_exp<T>, pair_weights<T>, pair_weights_fixed<T>,
+          dot<T>,          axpy<T>,       scale<T>};
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""C++ kernels for the CPU: `ssl_fast._cpu`, which knows no torch. These files validate nothing but dtypes, allocate and call."""
+"""C++ kernels for the CPU: `ssl_fast._cpu`, which knows no torch. These files allocate and pass addresses."""
 
 import json
 from importlib import import_module
