@@ -25,6 +25,19 @@ BYTES = {"ema": 12, "ema bf16 student": 10, "lars": 28}
 LR, MOMENTUM, WEIGHT_DECAY = 0.3, 0.9, 1e-6
 
 
+def resnet50() -> list[Tensor]:
+    """The 161 parameters of a ResNet-50, from whichever package is installed."""
+    if importlib.util.find_spec("timm"):
+        import timm
+
+        model = timm.create_model("resnet50")
+    else:
+        import torchvision
+
+        model = torchvision.models.resnet50()
+    return [p.detach() for p in model.parameters()]
+
+
 def random_like(params: list[Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [torch.randn_like(p, dtype=dtype) for p in params]
 
@@ -50,8 +63,6 @@ def ema_contenders(params: list[Tensor], implementations: list[str]) -> dict[tup
 
 
 def lars_contenders(params: list[Tensor], implementations: list[str]) -> dict[tuple[str, str], Callable[[], object]]:
-    from timm.optim.lars import Lars
-
     def copies() -> list[nn.Parameter]:
         own = [nn.Parameter(p.clone()) for p in params]
         for p, g in zip(own, random_like(params), strict=True):
@@ -59,10 +70,12 @@ def lars_contenders(params: list[Tensor], implementations: list[str]) -> dict[tu
         return own
 
     options = {"lr": LR, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
-    table: dict[tuple[str, str], Callable[[], object]] = {
-        ("lars", "timm Lars"): Lars(copies(), foreach=False, **options).step,
-        ("lars", "timm Lars foreach"): Lars(copies(), foreach=True, **options).step,
-    }
+    table: dict[tuple[str, str], Callable[[], object]] = {}
+    if importlib.util.find_spec("timm"):
+        from timm.optim.lars import Lars
+
+        table["lars", "timm Lars"] = Lars(copies(), foreach=False, **options).step
+        table["lars", "timm Lars foreach"] = Lars(copies(), foreach=True, **options).step
     if importlib.util.find_spec("lightly"):
         from lightly.utils import lars as lightly_lars
 
@@ -99,28 +112,30 @@ def measure(table: dict[tuple[str, str], Callable[[], object]], rounds: int, dev
     ]
 
 
+def percent_of_floor(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Adds the column floor_percent, from the row "floor"."""
+    floor_ms = next(float(str(row["best_ms"])) for row in rows if row["op"] == "floor")
+    for row in rows:
+        moved = BYTES.get(str(row["op"]), 12) / 12
+        row["floor_percent"] = 100 * floor_ms * moved / float(str(row["ms"]))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet50")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=30)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    import timm
-
-    params = [p.detach().to(arguments.device) for p in timm.create_model(arguments.model).parameters()]
+    params = [p.to(arguments.device) for p in resnet50()]
     native = "cuda" if arguments.device == "cuda" else "cpp"
     usable = [impl for impl in (native, "reference") if backends()["multi_tensor"][impl] == "available"]
     table = {**ema_contenders(params, usable), **lars_contenders(params, usable)}
-    rows = measure(table, arguments.rounds, arguments.device)
-    floor = next(row for row in rows if row["op"] == "floor")
-    count = sum(p.numel() for p in params)
+    rows = percent_of_floor(measure(table, arguments.rounds, arguments.device))
     for row in rows:
-        floor_ms = float(str(floor["best_ms"])) * BYTES.get(str(row["op"]), 12) / 12
-        row |= {"floor_percent": 100 * floor_ms / float(str(row["ms"])), "model": arguments.model, "parameters": count}
-        row |= {"tensors": len(params), "threads": arguments.threads}
+        row |= {"threads": arguments.threads, "parameters": sum(p.numel() for p in params), "tensors": len(params)}
         times = f"{row['ms']:8.2f} ms (best {row['best_ms']:.2f})"
         print(f"{row['op']:<18}{row['implementation']:<24}{times} {row['floor_percent']:5.0f} % of floor")
     write(f"{arguments.device}_multi_tensor", rows, ("timm", "lightly"))
