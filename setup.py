@@ -4,7 +4,7 @@ A machine that cannot build them still gets a working package: the ops then run 
 built, and why the rest was not, is written to `ssl_fast/_build.json`; `python -m ssl_fast` prints it.
 
 Environment:
-    SSL_FAST_CUDA: 0 never builds the CUDA module, 1 insists on it (a failure is then an error). Default: if nvcc is there.
+    SSL_FAST_CUDA: 0 never builds the CUDA module, 1 insists on it (or fails). Default: where nvcc is found.
 """
 
 from __future__ import annotations
