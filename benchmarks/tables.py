@@ -1,0 +1,115 @@
+"""Writes README's tables of numbers from benchmarks/results/*.csv.
+
+python -m benchmarks.tables [--check]
+"""
+
+import argparse
+import csv
+import re
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from benchmarks.record import RESULTS
+
+README = RESULTS.parents[1] / "README.md"
+Row = dict[str, str]
+
+
+def rows_of(name: str) -> list[Row]:
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def grid(header: list[str], lines: list[list[str]]) -> str:
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
+
+
+def source(rows: list[Row], name: str) -> str:
+    first = rows[0]
+    return f"\n\n`benchmarks/results/{name}.csv`: {first['hardware']}; {first['versions']}; {first['date']}."
+
+
+def contrastive() -> str:
+    """Forward and backward of the contrastive ops."""
+    name = "ops_contrastive_cpu"
+    rows = rows_of(name)
+    slowest = {(r["op"], r["sizes"]): max(float(o["p50_ms"]) for o in rows if o["sizes"] == r["sizes"]) for r in rows}
+    lines = [
+        [
+            f"{r['op']} {r['sizes'].replace('x', ' x ')}",
+            r["provider"],
+            f"{float(r['p50_ms']):.1f}",
+            f"{slowest[r['op'], r['sizes']] / float(r['p50_ms']):.1f}x",
+            f"{float(r['extra_mb']):.0f}",
+            r["gradient_error"],
+            f"{float(r['floor_ms']) / float(r['p50_ms']):.0%}",
+        ]
+        for r in rows
+    ]
+    header = ["samples x ... x D", "provider", "ms", "speed", "extra MB", "gradient error", "of the fp32 floor"]
+    return grid(header, lines) + source(rows, name)
+
+
+def steps() -> str:
+    """LARS and EMA on ResNet-50."""
+    name = "cpu_multi_tensor"
+    rows = rows_of(name)
+    lines = [
+        [r["op"], r["implementation"], f"{float(r['ms']):.1f}", f"{float(r['floor_percent']):.0f} %"] for r in rows
+    ]
+    return grid(["step", "provider", "ms", "of the byte floor"], lines) + source(rows, name)
+
+
+def beside_lightly() -> str:
+    """Training beside lightly: medians of images/s, means of kNN."""
+    name = "train_beside_lightly"
+    rows = rows_of(name)
+    columns: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        columns[row["column"]].append(row)
+    base = statistics.median(float(r["images_per_second"]) for r in columns["lightly"])
+    lines = []
+    for column, mine in columns.items():
+        rate = statistics.median(float(r["images_per_second"]) for r in mine)
+        scores = [float(r["knn_top1"]) for r in mine]
+        score = f"{statistics.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})"
+        lines.append([column, f"{rate:.0f}", f"{rate / base:.2f}x", score, mine[0]["setting"]])
+    return grid(["column", "images/s", "speed", "kNN top-1, mean (range)", "setting"], lines) + source(rows, name)
+
+
+def pretrain() -> str:
+    """The built-in job and CIFAR-10: one row a run."""
+    name = "pretrain"
+    rows = rows_of(name)
+    speeds = ("train_seconds", "images_per_second")
+    keys = ("knn_top1", "knn_top1_random_init", "knn_top1_raw_pixels")
+    lines = [
+        [r["preset"], r["seed"], *(f"{float(r[k]):.3f}" for k in keys), *(f"{float(r[k]):.0f}" for k in speeds)]
+        for r in rows
+    ]
+    header = ["preset", "seed", "kNN learned", "random init", "raw pixels", "training s", "images/s"]
+    return grid(header, lines) + source(rows, name)
+
+
+TABLES = {"contrastive": contrastive, "steps": steps, "beside_lightly": beside_lightly, "pretrain": pretrain}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="README's tables of numbers, from benchmarks/results.")
+    parser.add_argument("--check", action="store_true", help="fail if README is not what the results say")
+    check = parser.parse_args().check
+    old = Path(README).read_text()
+    new = old
+    for name, table in TABLES.items():
+        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+        new = re.sub(pattern, lambda m, t=table: f"{m[1]}{t()}\n{m[2]}", new, flags=re.S)
+    if check and new != old:
+        sys.exit("README's tables are not those of benchmarks/results: run python -m benchmarks.tables")
+    README.write_text(new)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Runs a preset of recipes/pretrain.py with several seeds and keeps the results.
+
+    python -m benchmarks.train.pretrain photo_patches --seeds 3
+    python -m benchmarks.train.pretrain simclr_cifar10_small --seeds 1 data.path=cifar10.npz
+
+Rows of other presets in benchmarks/results/pretrain.csv stay as they are.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+
+from benchmarks.record import RESULTS, environment
+
+KEYS = (
+    "knn_top1",
+    "knn_top1_random_init",
+    "knn_top1_raw_pixels",
+    "train_seconds",
+    "images_per_second",
+    "steps",
+    "loss",
+)
+
+
+def run(preset: str, seed: int, folder: str, overrides: list[str]) -> dict[str, object]:
+    """result.json of one run; a failure ends the benchmark with the recipe's own words."""
+    command = [sys.executable, "recipes/pretrain.py", f"+preset={preset}", f"train.seed={seed}", f"runs={folder}"]
+    done = subprocess.run([*command, *overrides], stdout=subprocess.PIPE, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    row = {"preset": preset, "seed": seed, **{key: result[key] for key in KEYS}}
+    return {**row, "overrides": " ".join(o for o in overrides if "path=" not in o), **environment()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("overrides", nargs="*", help="settings of the recipe, key=value")
+    args = parser.parse_args()
+    path = RESULTS / "pretrain.csv"
+    kept = []
+    if path.exists():
+        with path.open(newline="") as file:
+            kept = [row for row in csv.DictReader(file) if row["preset"] != args.preset]
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(args.seeds):
+            kept.append(run(args.preset, seed, folder, args.overrides))
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=list(kept[-1]))
+                writer.writeheader()
+                writer.writerows(kept)
+
+
+if __name__ == "__main__":
+    main()
