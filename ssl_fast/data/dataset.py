@@ -103,12 +103,15 @@ class ArrayDataset(Dataset):
 def measure(
     images: NDArray[np.uint8],  # [N, H, W, C]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, of values in [0, 1]; over at most 10,000 evenly spaced images."""
+    """Mean and standard deviation per channel, of values in [0, 1]; of 50,000 evenly spaced images if there are more."""
     if not images.size:
         raise ValueError("images: expected at least one image to measure mean and std, got none")
-    sample = images[:: max(1, len(images) // 10_000)].reshape(-1, images.shape[3])
-    counts = np.stack([np.bincount(channel, minlength=256) for channel in sample.T])  # [C, 256]
-    levels = np.arange(256) / 255.0
-    mean = counts @ levels / len(sample)
-    std = np.sqrt(counts @ levels**2 / len(sample) - mean**2)
+    chosen = np.linspace(0, len(images) - 1, min(len(images), 50_000)).astype(np.int64)
+    counts = np.zeros((images.shape[3], 256))
+    for begin in range(0, len(chosen), 1000):
+        pixels = images[chosen[begin : begin + 1000]].reshape(-1, images.shape[3])
+        counts += [np.bincount(channel, minlength=256) for channel in pixels.T]
+    shares, levels = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255.0
+    mean = shares @ levels
+    std = np.sqrt(np.maximum(shares @ levels**2 - mean**2, 0.0))
     return tuple(mean.round(4).tolist()), tuple(np.maximum(std, 1e-3).round(4).tolist())

@@ -15,6 +15,7 @@ import importlib.util
 import io
 import logging
 import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -163,7 +164,7 @@ class DaliSource:
             prefetch_queue_depth=_DEPTH,
         )
         with pipeline:
-            inputs = _inputs(self._next_inputs, len(self.views))
+            inputs = _inputs(weakref.WeakMethod(self._next_inputs), len(self.views))
             pipeline.set_outputs(*_graph(inputs, self.views, self.dataset.channels, gpu))
         pipeline.build()
         return pipeline
@@ -174,10 +175,11 @@ def _dali(part: str = "") -> Any:
     return importlib.import_module(f"nvidia.dali{part}")
 
 
-def _inputs(source: Callable[[], list[Any]], num_views: int) -> Any:
+def _inputs(source: Callable[[], Any], num_views: int) -> Any:
+    """The external inputs; `source` is weak, so that pipeline and source hold each other in no circle."""
     fn, types = _dali(".fn"), _dali(".types")
     dtypes = [types.UINT8] + [types.INT32] * (3 * num_views)
-    return fn.external_source(source, num_outputs=len(dtypes), dtype=dtypes)
+    return fn.external_source(lambda: source()(), num_outputs=len(dtypes), dtype=dtypes)
 
 
 def _graph(inputs: Sequence[Any], views: Sequence[View], channels: int, gpu: bool) -> list[Any]:

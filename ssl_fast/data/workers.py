@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import signal
@@ -88,14 +89,26 @@ class Workers:
     def __call__(self, jobs: list[Job]) -> Iterator[Batch]:
         """The batches of `jobs` in order; an earlier, unfinished call is ended."""
         self._jobs[:] = jobs
-        before = set(multiprocessing.active_children())
-        parts = iter(self._loader)
-        if not self._processes:
-            self._processes.update(set(multiprocessing.active_children()) - before)
-            # Registered after torch's own and multiprocessing's, so it runs before them: they would wait for workers
-            # that know nothing of the end.
-            atexit.register(self._at_exit)
+        parts = iter(self._loader) if self._processes else self._start()
         return (Batch(tuple(views), labels, index) for views, labels, index in parts)
+
+    def _start(self) -> Iterator[Any]:
+        before = set(multiprocessing.active_children())
+        # A forked worker must not collect what it inherits: a destructor may wait for a thread that it has not got
+        # (a DALI pipeline's does). So the rubbish goes now, and `_settle` sets aside the rest.
+        gc.collect()
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            parts: Iterator[Any] = iter(self._loader)
+        finally:
+            if enabled:
+                gc.enable()
+        self._processes.update(set(multiprocessing.active_children()) - before)
+        # Registered after torch's own and multiprocessing's, so it runs before them: they would wait for workers that
+        # know nothing of the end.
+        atexit.register(self._at_exit)
+        return parts
 
     def __del__(self) -> None:
         self._ending.value = 1  # whatever ends them now, torch's shutdown or a signal, may
@@ -114,6 +127,8 @@ def _settle(ending: Any, worker: int) -> None:
     SIGTERM is therefore obeyed only once the trainer has said that it ends. A worker whose trainer was killed ends by
     itself: torch's workers look for their parent every few seconds.
     """
+    gc.freeze()
+    gc.enable()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)

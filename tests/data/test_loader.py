@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import subprocess
@@ -145,6 +146,39 @@ print(sum(len(b) for e in range(3) for b in loader.epoch(e)))
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60, env=environment
     )
     assert done.stdout.strip() == "192", done.stderr
+
+
+class Rubbish:
+    """Garbage in a circle, whose destructor says in which process it ran."""
+
+    def __init__(self, record):
+        self.record, self.circle = record, self
+
+    def __del__(self):
+        with self.record.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+class Collecting(ArrayDataset):
+    def fetch(self, index):
+        gc.collect()
+        return super().fetch(index)
+
+
+def test_workers_do_not_collect_what_they_inherit(tmp_path):
+    record = tmp_path / "record"
+    dataset = Collecting(np.zeros((64, 16, 16, 3), np.uint8), None, [])
+    source = loader(dataset, workers=2)
+    gc.disable()
+    try:
+        Rubbish(record)
+        assert sum(map(len, source.epoch(0))) == 64
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    source.close()
+    gc.collect()
+    assert set(record.read_text().split()) == {str(os.getpid())}
 
 
 SIGNALLED = """
