@@ -103,7 +103,7 @@ class ArrayDataset(Dataset):
 def measure(
     images: NDArray[np.uint8],  # [N, H, W, C]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, of values in [0, 1]; of 50,000 evenly spaced images if there are more."""
+    """Mean and standard deviation per channel, of values in [0, 1]; of at most 50,000 evenly spaced images."""
     if not images.size:
         raise ValueError("images: expected at least one image to measure mean and std, got none")
     chosen = np.linspace(0, len(images) - 1, min(len(images), 50_000)).astype(np.int64)
