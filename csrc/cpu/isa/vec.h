@@ -51,12 +51,14 @@ inline Vec<T> broadcast(T value) {
   return Vec<T>{} + value;
 }
 
-// Sum of the lanes, in a fixed order.
+// Sum of the lanes, in a fixed order: halves on halves.
 template <typename T>
 inline T sum(Vec<T> v) {
-  T total = v[0];
-  for (int lane = 1; lane < kLanes<T>; ++lane) total += v[lane];
-  return total;
+  typename VecOf<T>::bits lanes;
+  for (int lane = 0; lane < kLanes<T>; ++lane) lanes[lane] = static_cast<unsigned>(lane);
+#pragma GCC unroll 4
+  for (int half = kLanes<T> / 2; half > 0; half /= 2) v += __builtin_shuffle(v, lanes ^ static_cast<unsigned>(half));
+  return v[0];
 }
 
 template <typename T>
@@ -64,14 +66,14 @@ struct Exp2;
 template <>
 struct Exp2<float> {
   static constexpr float lowest = -127, highest = 128;
-  static constexpr float shift = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
-  static constexpr int mantissa = 23, bias = 127, degree = 7;
+  static constexpr float shift = 0x1.8p23f + 127;  // adding it leaves the biased exponent in the low bits
+  static constexpr int mantissa = 23, degree = 7;
 };
 template <>
 struct Exp2<double> {
   static constexpr double lowest = -1023, highest = 1024;
-  static constexpr double shift = 0x1.8p52;
-  static constexpr int mantissa = 52, bias = 1023, degree = 13;
+  static constexpr double shift = 0x1.8p52 + 1023;
+  static constexpr int mantissa = 52, degree = 13;
 };
 constexpr double kLn2Powers[14] = {// ln(2)^k / k!
                                    1.0,
@@ -104,7 +106,7 @@ inline Vec<T> exp2(Vec<T> x) {
 #pragma GCC unroll 16
   for (int k = E::degree - 1; k >= 0; --k) power = power * f + static_cast<T>(kLn2Powers[k]);
   // A cast between vectors of one size keeps the bits.
-  const Bits exponent = ((Bits)shifted + static_cast<unsigned>(E::bias)) << E::mantissa;
+  const Bits exponent = (Bits)shifted << E::mantissa;
   return power * (Vec<T>)exponent;
 }
 
