@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -131,6 +132,11 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@functools.lru_cache
+def _triton_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
+
+
 def _no_device() -> str | None:
     if not torch.cuda.is_available():
         return "there is no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
@@ -144,6 +150,10 @@ def _wrong_device(tensor: Tensor) -> str | None:
         return f"tensors are on {tensor.device.type} (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
     if _capability(tensor.device) < (8, 0):
         return "the GPU's compute capability is below 8.0"
+    several = tensor.dtype in (torch.float32, torch.float16) and tensor.ndim == 2
+    if several and architecture(tensor.device) == "sm100" and _triton_version() < (3, 9):
+        # Triton 3.6 compiles chained products of sm_100 into a trap; 3.9 was found good.
+        return "float32 and float16 rows need Triton 3.9 on this GPU"
     return None
 
 

@@ -13,6 +13,17 @@ pytestmark = [
     pytest.mark.skipif(tiles.interpreted(), reason="TRITON_INTERPRET=1: nothing is compiled in this process"),
 ]
 
+
+@pytest.fixture(autouse=True)
+def _skip_unavailable(request: pytest.FixtureRequest) -> None:
+    """Skips, with the reason, a dtype that the kernels do not take on this GPU."""
+    parameters = getattr(getattr(request.node, "callspec", None), "params", {})
+    rows = torch.empty(2, 8, dtype=parameters.get("dtype", torch.float32), device="cuda")
+    reason = tiles.unavailable(rows)
+    if reason:
+        pytest.skip(reason)
+
+
 _DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

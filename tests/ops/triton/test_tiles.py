@@ -17,6 +17,18 @@ def test_unavailable_names_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert nt_xent.unavailable() == "the package triton is not installed"
 
 
+def test_old_triton_on_sm100(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "_capability", lambda device: (10, 0))
+    rows = torch.empty(4, 8, device="meta")
+    on_gpu = type("OnGPU", (), {"device": torch.device("cuda", 0), "dtype": torch.float32, "ndim": 2})()
+    for version, reason in (((3, 6), "float32 and float16 rows need Triton 3.9 on this GPU"), ((3, 9), None)):
+        monkeypatch.setattr(tiles, "_triton_version", lambda version=version: version)
+        assert tiles._wrong_device(on_gpu) == reason
+    assert "tensors are on meta" in str(tiles._wrong_device(rows))
+    monkeypatch.setattr(tiles, "_capability", lambda device: (7, 5))
+    assert "below 8.0" in str(tiles._wrong_device(on_gpu))
+
+
 def test_unavailable_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
