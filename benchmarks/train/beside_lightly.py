@@ -112,7 +112,7 @@ def best_setting(images: np.ndarray, batch: int, ours: bool) -> tuple[int, int, 
     rates = {}
     for workers in (0, 1, 2):
         for threads in (1, 2):
-            _, rates[workers, threads] = train_lightly(images, batch, 1, 0, workers, threads, ours, steps=5)
+            _, rates[workers, threads] = train_lightly(images, batch, 1, 0, workers, threads, ours, steps=3)
             print(f"  {workers} workers, {threads} threads: {rates[workers, threads]:.1f} images/s", flush=True)
     (workers, threads), rate = max(rates.items(), key=lambda item: item[1])
     return workers, threads, rate
