@@ -25,7 +25,8 @@ struct Backward {
         dz(round_up(c.wanted.size(), kTile) * c.ld) {
     for (int64_t i = 0; i < c.N; ++i) {
       logs[i] = static_cast<T>(log_l[i] * kLog2E);
-      inverse_l[i] = fixed ? static_cast<T>(std::exp(c.bound - log_l[i])) : T(1);
+      // With the offset as it was rounded, which is what the exponentials of the tiles carry.
+      inverse_l[i] = fixed ? static_cast<T>(std::exp2(-double(bias) - log_l[i] * kLog2E)) : T(1);
       weights[i] = coef[i] * inverse_l[i];
     }
     std::fill(logs.get() + c.N, logs.get() + round_up(c.N, kTile), T(0));
