@@ -1,0 +1,89 @@
+"""The pretrain recipe as a user runs it: its results, its presets, and what it says to bad input."""
+
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssl_fast import config as command_line
+from ssl_fast.config import classes_in
+from ssl_fast.train.inputs import data_options
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "pretrain.py"
+PRESETS = RECIPE.parent / "presets" / "pretrain"
+TINY = ["data.num_train=320", "data.num_val=160", "data.num_test=160", "data.workers=0", "backbone.cifar_stem=true"]
+TINY += ["backbone.width=8", 'backbone.depth="1,1,1,1"', "train.batch_size=64", "train.epochs=2", "method.view.size=32"]
+
+
+def start(*settings: str, folder: Path, ranks: int = 0) -> subprocess.CompletedProcess[str]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
+    return subprocess.run(
+        [sys.executable, *torchrun, str(RECIPE), *settings],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_from_images_to_a_backbone_and_its_scores(tmp_path: Path, run_recipe: Callable[..., Any]) -> None:
+    result = run_recipe("pretrain", *TINY, "run=a", folder=tmp_path)
+    for key in ("knn_top1", "knn_top1_random_init", "knn_top1_raw_pixels"):
+        assert 0 < result[key] <= 1
+    assert result["steps"] == 10 and result["skipped_steps"] == 0
+    assert result["images_per_second"] > 0 and result["train_seconds"] > 0
+    stage = tmp_path / "runs" / "a" / "pretrain"
+    for product in ("backbone.safetensors", "backbone.json", "neighbours.png", "metrics.jsonl", "config.yaml"):
+        assert (stage / product).stat().st_size > 0
+    again = start(*TINY, "run=a", folder=tmp_path)
+    assert "finished already" in again.stderr
+    refused = start(*TINY, "run=a", "train.seed=1", folder=tmp_path)
+    assert refused.returncode == 2 and "train.seed: 0 -> 1" in refused.stderr
+
+
+MISTAKES = {
+    "method=simcrl": ["method: no 'simcrl'; did you mean 'simclr'?", "moco"],
+    "train.epohcs=3": ["no setting 'train.epohcs'; did you mean 'train.epochs'"],
+    "+train.epohcs=3": ["no setting 'train.epohcs'; did you mean 'train.epochs'"],
+    "train.epochs=many": ["train.epochs: Value 'many'"],
+    "data=arrays data.path=missing.npz": ["data.path: no file missing.npz"],
+    "data=image_folder data.root=empty": ["no images found under empty", ".jpg"],
+    "train.batch_size=1": ["train.batch_size: expected at least 2"],
+}
+
+
+@pytest.mark.parametrize("settings", MISTAKES)
+def test_a_mistake_ends_in_one_sentence(tmp_path: Path, settings: str) -> None:
+    (tmp_path / "empty").mkdir()
+    done = start(*settings.split(), "train.device=cpu", folder=tmp_path)
+    assert done.returncode == 2
+    said = [line for line in done.stderr.splitlines() if not line.startswith("runs/")]  # the stage's own line
+    assert len(said) == 1 and said[0].startswith("error: ") and not done.stdout
+    assert all(part in said[0] for part in MISTAKES[settings])
+
+
+def test_under_torchrun_the_sentence_is_said_once(tmp_path: Path) -> None:
+    done = start("method=simcrl", folder=tmp_path, ranks=2)
+    assert done.returncode != 0
+    assert done.stderr.count("error: method: no 'simcrl'") == 1
+
+
+@pytest.mark.parametrize("preset", sorted(file.stem for file in PRESETS.glob("*.yaml")))
+def test_every_preset_composes(preset: str) -> None:
+    import hydra
+    from omegaconf import OmegaConf
+
+    recipe = runpy.run_path(str(RECIPE), run_name="a test")
+    methods = {name: cls.Config for name, cls in classes_in(recipe["METHODS"]).items()}  # type: ignore[attr-defined]
+    command_line._register(recipe["PretrainConfig"], {"method": methods, "data": data_options()}, PRESETS)
+    with hydra.initialize(config_path=None, version_base="1.3"):
+        composed = OmegaConf.to_object(hydra.compose("PretrainConfig", [f"+preset={preset}"]))
+    assert preset.startswith(("photo_patches", composed.method.name))
+    assert composed.train.epochs >= 1 and composed.method.view.size == 32

@@ -1,0 +1,39 @@
+"""The built wheel in a clean environment with the oldest and the newest torch: README's drop-in example, C++ there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def example() -> str:
+    """The code of README's section on the drop-in ops."""
+    found = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert found
+    return found[1]
+
+
+def test_the_example_of_readme_runs() -> None:
+    done = subprocess.run([sys.executable, "-c", example()], capture_output=True, text=True, check=True)
+    assert "'cpp'" in done.stdout
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("torch", ["torch==2.6.*", "torch"])
+def test_the_wheel_needs_torch_alone(tmp_path: Path, torch: str) -> None:
+    def run(*command: str, **options: str) -> str:
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **options).stdout  # type: ignore[call-overload, no-any-return]
+
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(ROOT))
+    run(sys.executable, "-m", "venv", str(tmp_path / "clean"))
+    python = str(tmp_path / "clean" / "bin" / "python")
+    wheel = str(next(tmp_path.glob("ssl_fast-*.whl")))
+    run(python, "-m", "pip", "install", "--quiet", torch, wheel)
+    said = run(python, "-c", example() + "\nassert backends()['nt_xent']['cpp'] == 'available'", cwd=str(tmp_path))
+    assert "available" in said
+    for package in ("hydra", "torchvision", "timm"):
+        assert subprocess.run([python, "-c", f"import {package}"], stderr=subprocess.DEVNULL).returncode
