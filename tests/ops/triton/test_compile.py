@@ -60,8 +60,9 @@ def test_usual_kernels(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.nightly
 @pytest.mark.parametrize("arch", [*_ARCHITECTURES, "sm86"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("dim", [16, 64, 100, 128, 256, 512, 1024])
+@pytest.mark.parametrize("dim", [64, 100, 256, 512])
 def test_every_tile(arch: str, dtype: torch.dtype, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for queue_dtype, fixed in ((torch.bfloat16, True), (torch.float32, False)):
         for call in _calls(dim, dtype, queue_dtype, fixed).values():
-            _check(compiling.record(call, arch, monkeypatch), arch)
+            launches = compiling.record(call, arch, monkeypatch)
+            _check([launch for launch in launches if launch[0].__name__ in _MMA], arch)
