@@ -56,7 +56,7 @@ def pretrain(config: PretrainConfig, stage: Stage) -> tuple[dict[str, Any], list
     train_set, test_set = (open_dataset(config.data, split) for split in ("train", config.evaluate))
     backbone_config = replace(config.backbone, in_channels=train_set.channels)
     method_class = find(METHODS, config.method.name)
-    views = tuple(replace(v, mean=train_set.mean, std=train_set.std) for v in method_class.views(config.method))
+    views = tuple(fitted(view, train_set) for view in method_class.views(config.method))
     eval_view = View("eval", size=views[0].size, crop="center", flip=0.0, mean=train_set.mean, std=train_set.std)
 
     torch.manual_seed(config.train.seed)
@@ -97,6 +97,12 @@ def pretrain(config: PretrainConfig, stage: Stage) -> tuple[dict[str, Any], list
     protocol = knn_protocol(config.knn, "backbone feature h") | {"split": config.evaluate}
     result = {**knn_scores(kinds, config.knn), **figures, "engine": loader.engine, "knn_protocol": protocol}
     return result, ["backbone.safetensors", "backbone.json", "neighbours.png"]
+
+
+def fitted(view: View, data: Any) -> View:
+    """The view with the data set's normalisation; where all images have one size, of that size unless one was set."""
+    size = view.size if view.size != View.size or data.arrays is None else data.arrays.shape[1]
+    return replace(view, size=size, mean=data.mean, std=data.std)
 
 
 def pair(backbone: Any, train_set: Any, test_set: Any, view: View) -> Pair:
