@@ -5,8 +5,8 @@
 Milliseconds are p20, p50, p80 over rounds in which every contender runs once, in turning order; the first round is not
 counted. Memory is the highest resident size during one step minus that before it, in a process of its own. The error
 is that of the gradient against float64, norm-wise (of inputs as they were before any rounding to bf16). The floor is
-the arithmetic (4 R^2 D for nt_xent over R rows, 4 B K D for info_nce) over the fp32 rate of a large square product in
-the same run.
+the arithmetic (4 R^2 D for nt_xent over R rows, 4 B K D for info_nce) at the rate of torch's own large square fp32
+product in the same run, which a kernel of its own may beat.
 """
 
 import argparse
