@@ -37,6 +37,9 @@ Parts = tuple[tuple[Tensor, ...], Tensor | None, Tensor]  # views, labels, index
 Source = Callable[[list[Job]], Iterator[Batch]]
 
 
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
 class BatchMaker(TorchDataset[Parts]):
     """Turns jobs into batches."""
 
@@ -99,9 +102,12 @@ class Workers:
         gc.collect()
         enabled = gc.isenabled()
         gc.disable()
+        # A signal that finds a worker before its handlers are there would end it: `_settle` lets signals through.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             parts: Iterator[Any] = iter(self._loader)
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             if enabled:
                 gc.enable()
         self._processes.update(set(multiprocessing.active_children()) - before)
@@ -132,3 +138,4 @@ def _settle(ending: Any, worker: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
