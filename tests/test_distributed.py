@@ -125,9 +125,11 @@ def test_wrong_arguments_are_named() -> None:
 def test_initialize_joins_the_ranks_of_torchrun(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
     script.write_text(
+        "import os\n"
         "from ssl_fast import distributed as d\n"
         "device = d.initialize('cpu')\n"
-        "print(f'{device} {d.rank()} of {d.world_size()} {d.all_agree(True, d.world())}')\n"
+        "line = f'{device} {d.rank()} of {d.world_size()} {d.all_agree(True, d.world())}\\n'\n"
+        "os.write(1, line.encode())\n"  # in one piece: the ranks share a pipe, and print may write its newline apart
         "d.shutdown()\n"
         "assert d.world() is None\n"
     )
