@@ -47,6 +47,7 @@ class PretrainConfig:
     knn: KNNConfig = field(default_factory=KNNConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     evaluate: str = "test"  # the split that the final kNN is measured on; val while settings are being chosen
+    eval_size: int = 0  # side of the images that features are taken of, pixels; 0: the first view's
     runs: str = "runs"
     run: str = ""  # "": made from method, data and the config's hash
     stage: str = "pretrain"
@@ -57,7 +58,8 @@ def pretrain(config: PretrainConfig, stage: Stage) -> tuple[dict[str, Any], list
     backbone_config = replace(config.backbone, in_channels=train_set.channels)
     method_class = find(METHODS, config.method.name)
     views = tuple(fitted(view, train_set) for view in method_class.views(config.method))
-    eval_view = View("eval", size=views[0].size, crop="center", flip=0.0, mean=train_set.mean, std=train_set.std)
+    size = config.eval_size or views[0].size
+    eval_view = View("eval", size=size, crop="center", flip=0.0, mean=train_set.mean, std=train_set.std)
 
     torch.manual_seed(config.train.seed)
     method = method_class(config.method, build_backbone(backbone_config))
