@@ -103,10 +103,11 @@ def raw_pixels(dataset: Dataset) -> Features:
         ValueError: the images differ in size.
     """
     if dataset.arrays is not None:
-        images = torch.from_numpy(np.ascontiguousarray(dataset.arrays))
+        images = np.asarray(dataset.arrays)
     else:
-        images = torch.stack([torch.from_numpy(image) for image in _equal_sizes(dataset)])
-    h = images.flatten(1).float() / 255
+        images = np.stack(list(_equal_sizes(dataset)))
+    # The cast copies: a memory-mapped array is read-only, which torch warns of.
+    h = torch.from_numpy(images.astype(np.float32)).flatten(1).div_(255)
     return _assemble(dataset, h, torch.ones(len(h), dtype=torch.bool), {"feature_layer": "raw pixels in [0, 1]"})
 
 
