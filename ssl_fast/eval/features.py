@@ -102,10 +102,7 @@ def raw_pixels(dataset: Dataset) -> Features:
     Raises:
         ValueError: the images differ in size.
     """
-    if dataset.arrays is not None:
-        images = np.asarray(dataset.arrays)
-    else:
-        images = np.stack(list(_equal_sizes(dataset)))
+    images = np.stack(list(_equal_sizes(dataset))) if dataset.arrays is None else np.asarray(dataset.arrays)
     # The cast copies: a memory-mapped array is read-only, which torch warns of.
     h = torch.from_numpy(images.astype(np.float32)).flatten(1).div_(255)
     return _assemble(dataset, h, torch.ones(len(h), dtype=torch.bool), {"feature_layer": "raw pixels in [0, 1]"})
