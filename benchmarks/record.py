@@ -44,7 +44,9 @@ def _cpu() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{model}, {sum(line.startswith('processor') for line in lines)} cores"
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    vectors = next((f" ({name})" for name in ("avx512_bf16", "avx512f", "avx2") if name in flags), "")
+    return f"{model}{vectors}, {sum(line.startswith('processor') for line in lines)} cores"
 
 
 def _version(package: str) -> str:

@@ -3,6 +3,7 @@
     python -m benchmarks.train.pretrain photo_patches --seeds 3
     python -m benchmarks.train.pretrain simclr_cifar10_small --seeds 1 data.path=cifar10.npz
 
+With `--runs FOLDER` the run folders stay: a run that was interrupted goes on, one that is finished is only recorded.
 Rows of other presets in benchmarks/results/pretrain.csv stay as they are.
 """
 
@@ -32,13 +33,15 @@ def run(preset: str, seed: int, folder: str, overrides: list[str]) -> dict[str, 
     done = subprocess.run([*command, *overrides], stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     row = {"preset": preset, "seed": seed, **{key: result[key] for key in KEYS}}
-    return {**row, "overrides": " ".join(o for o in overrides if "path=" not in o), **environment()}
+    shown = (o for o in overrides if not o.startswith(("data.path=", "run=", "train.monitor_every=")))
+    return {**row, "overrides": " ".join(shown), **environment()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--runs", default="", help="folder of the run folders; by default they are deleted")
     parser.add_argument("overrides", nargs="*", help="settings of the recipe, key=value")
     args = parser.parse_args()
     path = RESULTS / "pretrain.csv"
@@ -48,7 +51,7 @@ def main() -> None:
             kept = [row for row in csv.DictReader(file) if row["preset"] != args.preset]
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(args.seeds):
-            kept.append(run(args.preset, seed, folder, args.overrides))
+            kept.append(run(args.preset, seed, args.runs or folder, args.overrides))
             with path.open("w", newline="") as file:
                 writer = csv.DictWriter(file, fieldnames=list(kept[-1]))
                 writer.writeheader()
