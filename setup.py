@@ -29,6 +29,15 @@ def find_nvcc() -> str | None:
     return in_home or shutil.which("nvcc")
 
 
+def find_tool(name: str) -> str | None:
+    """The first in PATH that runs: the launcher of a pip-installed CMake does not, in pip's isolated build."""
+    for folder in os.get_exec_path():
+        path = shutil.which(name, path=folder)
+        if path and subprocess.run([path, "--version"], capture_output=True).returncode == 0:
+            return path
+    return None
+
+
 def cuda_wanted() -> bool:
     """Whether to build the CUDA module; raises where SSL_FAST_CUDA=1 cannot be honoured."""
     asked = os.environ.get("SSL_FAST_CUDA", "")
@@ -68,7 +77,7 @@ class CMakeBuild(build_ext):
             print("ssl_fast: the package still works, with slower implementations of its ops.\n", file=sys.stderr)
 
     def cmake(self, name: str, output: Path) -> None:
-        cmake = shutil.which("cmake")
+        cmake = find_tool("cmake")
         if cmake is None:
             raise CompileError("cmake not found when ssl_fast was installed")
         folder = self.build_folder(name)
@@ -92,7 +101,7 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             "-DCMAKE_BUILD_TYPE=Release",
         ]
-        if ninja := shutil.which("ninja"):
+        if ninja := find_tool("ninja"):
             arguments += ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         if name == "_cuda":
             arguments.append(f"-DCMAKE_CUDA_COMPILER={find_nvcc()}")
@@ -106,7 +115,7 @@ class CMakeBuild(build_ext):
 
 def build_requirements() -> list[str]:
     """CMake and ninja from the package index, only where the machine has none of its own."""
-    return [tool for tool in ("cmake", "ninja") if shutil.which(tool) is None]
+    return [tool for tool in ("cmake", "ninja") if find_tool(tool) is None]
 
 
 # `optional`: setuptools then does not miss a module that could not be built.
