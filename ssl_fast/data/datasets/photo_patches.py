@@ -1,16 +1,14 @@
 """Patches of the photographs that scikit-image and scikit-learn carry in their wheels: real images without a download.
 
-The class is the photograph. Each photograph is cut into a grid of three rows and four columns of cells (train, test,
-train, val along a row, turned by one place from row to row and from picture to picture): every split sees all parts of
-a picture, its sky and its ground. A patch is cropped from one cell before it is resized, so that no pixel is seen by
-two splits. Grey by default: most of the sixteen would be told apart by their colour alone.
+The class is the photograph. Each photograph is cut into four vertical bands (train, test, train, val, turned by one
+place from picture to picture); a patch is cropped from one band before it is resized, so that no pixel, nor its
+neighbourhood, is seen by two splits. Grey by default: most of the sixteen would be told apart by their colour alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +38,8 @@ PHOTOGRAPHS = {
     "china": ("sklearn", "datasets/images/china.jpg"),
     "flower": ("sklearn", "datasets/images/flower.jpg"),
 }
-_SPLITS = ("train", "test", "train", "val")  # of neighbouring cells
-_ROWS, _COLUMNS = 3, 4  # of cells: in the smallest picture 100 x 96 pixels each
-_FORMAT = 2  # part of the cache's key: raise it when the patches change
+_BANDS = ("train", "test", "train", "val")
+_FORMAT = 1  # part of the cache's key: raise it when the patches change
 
 
 class PhotoPatches(ArrayDataset):
@@ -127,32 +124,29 @@ def make(config: Any, files: list[Path]) -> dict[str, NDArray[np.uint8]]:
         patches[split] = np.empty((num, config.size, config.size, channels), dtype=np.uint8)
         for picture, file in enumerate(files):
             mine = slice(picture, num, len(files))
-            patches[split][mine] = _cut(file, _cells(split, picture), numbers[mine], config)
+            patches[split][mine] = _cut(file, _bands(split, picture), numbers[mine], config)
     return patches
 
 
-def _cells(split: str, picture: int) -> list[tuple[int, int]]:
-    """(row, column) of the split's cells."""
-    cells = itertools.product(range(_ROWS), range(_COLUMNS))
-    return [(row, column) for row, column in cells if _SPLITS[(row + column + picture) % len(_SPLITS)] == split]
+def _bands(split: str, picture: int) -> list[int]:
+    return [band for band in range(len(_BANDS)) if _BANDS[(band + picture) % len(_BANDS)] == split]
 
 
 def _cut(
     file: Path,
-    cells: list[tuple[int, int]],
-    numbers: NDArray[np.float64],  # [n, 4] in [0, 1): side, cell, place down and along in the cell
+    bands: list[int],
+    numbers: NDArray[np.float64],  # [n, 4] in [0, 1): side, band, row, column
     config: Any,
 ) -> NDArray[np.uint8]:  # [n, size, size, C]
     from PIL import Image
 
     image = Image.open(file).convert("RGB" if config.color else "L")
-    height, width = image.height // _ROWS, image.width // _COLUMNS
+    width = image.width // len(_BANDS)
     patches = []
-    for side, cell, down, along in numbers:
+    for side, band, row, column in numbers:
         pixels = config.crop_min + int(side * (config.crop_max - config.crop_min + 1))
-        row, column = cells[int(cell * len(cells))]
-        top = row * height + int(down * (height - pixels + 1))
-        left = column * width + int(along * (width - pixels + 1))
+        left = bands[int(band * len(bands))] * width + int(column * (width - pixels + 1))
+        top = int(row * (image.height - pixels + 1))
         # Cropped first: Pillow's own box argument would let the antialiasing filter see beyond the crop.
         crop = image.crop((left, top, left + pixels, top + pixels))
         patch = np.asarray(crop.resize((config.size, config.size), Image.Resampling.BILINEAR))

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from ssl_fast.data.datasets import open_dataset, photo_patches
-from ssl_fast.data.datasets.photo_patches import PHOTOGRAPHS, PhotoPatches, _cells
+from ssl_fast.data.datasets.photo_patches import PHOTOGRAPHS, PhotoPatches, _bands
 
 SMALL = {"num_train": 160, "num_val": 32, "num_test": 48}
 
@@ -19,18 +19,17 @@ def test_sixteen_balanced_classes_in_disjoint_splits():
 
 
 def test_no_pixel_is_seen_by_two_splits(monkeypatch):
-    """Each photograph is painted with the number of the split that a cell belongs to: no patch may show another."""
+    """Each photograph is painted with the number of the split that its columns belong to: no patch may show another."""
     levels = {"train": 10, "val": 100, "test": 200}
     real, position = Image.open, {file.name: i for i, file in enumerate(photo_patches._files())}
 
     def painted(file):
         size, picture = real(file).size, position[file.name]
-        height, width = size[1] // 3, size[0] // 4
-        pixels = np.zeros(size[::-1], dtype=np.uint8)
+        columns = np.zeros(size[0], dtype=np.uint8)
         for split, level in levels.items():
-            for row, column in _cells(split, picture):
-                pixels[row * height : (row + 1) * height, column * width : (column + 1) * width] += level
-        return Image.fromarray(pixels)
+            for band in _bands(split, picture):
+                columns[band * (size[0] // 4) : (band + 1) * (size[0] // 4)] = level
+        return Image.fromarray(np.tile(columns, (size[1], 1)))
 
     monkeypatch.setattr(Image, "open", painted)
     patches = photo_patches.make(PhotoPatches.Config(num_train=960, num_val=960, num_test=960), photo_patches._files())
