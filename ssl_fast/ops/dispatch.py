@@ -17,7 +17,7 @@ OPS = {
     "byol": ("reference",),
     "vicreg": ("reference",),
     "barlow_twins": ("reference",),
-    "knn_topk": ("reference",),
+    "knn_topk": ("cpp", "reference"),
     "multi_tensor": ("cuda", "cpp", "reference"),
 }
 _DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",)}

@@ -79,7 +79,7 @@ def knn_topk(
         k: neighbours, 1 <= k <= N.
         metric: "cosine" (a zero row has cosine 0 with all others), "dot", or "l2": the squared distance, whose rounding
             error is that of |q|^2 + |g|^2.
-        impl: "auto", "triton", "cpp" or "reference".
+        impl: "auto", "cpp" or "reference".
 
     Returns:
         values [Q, k], at least fp32: similarities from the largest or squared distances from the smallest; and

@@ -92,8 +92,6 @@ def test_every_pair_is_compared(
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_float64(metric: str, impl: str) -> None:
-    if impl == "triton":
-        pytest.skip("the Triton kernels have no float64")
     queries, gallery = rows(30, 500, 20)
     check(queries, gallery, 40, metric, impl, 1e-13)
     expected = knn_topk_reference(queries, gallery, 40, metric=metric)
@@ -102,8 +100,6 @@ def test_float64(metric: str, impl: str) -> None:
 
 @pytest.mark.parametrize("gallery_dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_gallery_of_another_dtype(gallery_dtype: torch.dtype, impl: str, device: str) -> None:
-    if impl == "triton" and gallery_dtype == torch.float64:
-        pytest.skip("the Triton kernels have no float64")
     queries, gallery = rows(20, 300, 16, torch.float32)
     gallery = gallery.to(gallery_dtype)
     values, indices = knn_topk(queries.to(device), gallery.to(device), 7, impl=impl)

@@ -140,7 +140,7 @@ def test_aligned_views(
 
 
 def test_whitened_columns_keep_their_digits(impl: str, device: str, checker) -> None:  # type: ignore[no-untyped-def]
-    """N = D - 1 uncorrelated columns: ||C||^2 and the squares of its diagonal agree to one part in D, and little is left."""
+    """N = D - 1 uncorrelated columns: ||C||^2 and the squares of its diagonal agree to one part in D."""
     z = torch.randn(255, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     left, _, right = torch.linalg.svd(z - z.mean(0), full_matrices=False)
     white = (left @ right * 254**0.5).float()
