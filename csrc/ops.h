@@ -52,6 +52,17 @@ void info_nce_forward(Address q,  // [B, D]
                       Address dinv,  // [B] d loss_i / d inv_temperature
                       int threads);
 
+// --- Retrieval ---
+
+// The k best of the gallery for each query, by score and then by index. metric: 0 cosine, 1 dot, 2 l2 (the smallest).
+void knn_topk(Address queries,  // [Q, D]
+              int query_dtype,
+              Address gallery,  // [N, D]
+              int gallery_dtype, int64_t Q, int64_t N, int64_t D, int64_t k, int metric,
+              Address values,   // [Q, k] float64 where an input is, else float32
+              Address indices,  // [Q, k] int64
+              int threads);
+
 // --- Multi-tensor updates (csrc/cpu/multi_tensor.cpp, csrc/cuda/multi_tensor.cu) ---
 // All tensors of a list in one call. Tensor i is flat memory of sizes[i] elements, and the tensors i of all lists are
 // laid out alike. Equations: ssl_fast/ops/multi_tensor.py. dtype: a DType, the same for all tensors of a list.

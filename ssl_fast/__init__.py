@@ -13,12 +13,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ssl_fast.ops.barlow_twins import BarlowTwinsLoss as BarlowTwinsLoss
+    from ssl_fast.ops.barlow_twins import barlow_twins as barlow_twins
+    from ssl_fast.ops.byol import BYOLLoss as BYOLLoss
+    from ssl_fast.ops.byol import SimSiamLoss as SimSiamLoss
+    from ssl_fast.ops.byol import byol_loss as byol_loss
+    from ssl_fast.ops.byol import simsiam_loss as simsiam_loss
     from ssl_fast.ops.dispatch import backends as backends
     from ssl_fast.ops.info_nce import InfoNCELoss as InfoNCELoss
     from ssl_fast.ops.info_nce import MoCoQueue as MoCoQueue
     from ssl_fast.ops.info_nce import info_nce as info_nce
+    from ssl_fast.ops.knn_topk import knn_topk as knn_topk
     from ssl_fast.ops.nt_xent import NTXentLoss as NTXentLoss
     from ssl_fast.ops.nt_xent import nt_xent as nt_xent
+    from ssl_fast.ops.vicreg import VICRegLoss as VICRegLoss
+    from ssl_fast.ops.vicreg import vicreg as vicreg
     from ssl_fast.optim import EMA as EMA
     from ssl_fast.optim import LARS as LARS
 
@@ -31,6 +40,15 @@ _HOME = {
     "info_nce": "ssl_fast.ops.info_nce",
     "InfoNCELoss": "ssl_fast.ops.info_nce",
     "MoCoQueue": "ssl_fast.ops.info_nce",
+    "byol_loss": "ssl_fast.ops.byol",
+    "BYOLLoss": "ssl_fast.ops.byol",
+    "simsiam_loss": "ssl_fast.ops.byol",
+    "SimSiamLoss": "ssl_fast.ops.byol",
+    "vicreg": "ssl_fast.ops.vicreg",
+    "VICRegLoss": "ssl_fast.ops.vicreg",
+    "barlow_twins": "ssl_fast.ops.barlow_twins",
+    "BarlowTwinsLoss": "ssl_fast.ops.barlow_twins",
+    "knn_topk": "ssl_fast.ops.knn_topk",
     "LARS": "ssl_fast.optim",
     "EMA": "ssl_fast.optim",
 }

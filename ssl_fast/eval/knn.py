@@ -5,7 +5,7 @@ The class score of a query is a sum over its k nearest training features under t
     score_c = sum_{i in kNN(query), y_i = c} exp(cos(query, h_i) / T)
 
 Letters: Q queries, N training samples, F feature, C classes, k neighbours, T temperature.
-The similarity matrix [Q, N] is never formed: tiles of it, of a fixed size, feed a running top-k.
+The similarity matrix [Q, N] is never formed (`knn_topk`), nor are the scores [Q, C] of all queries at once.
 
 Reference: Wu et al. 2018, arXiv:1805.01978, Section 3.4; Caron et al. 2021, arXiv:2104.14294 (k = 20, T = 0.07).
 """
@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-WORKSPACE = 64 << 20  # bytes: the largest tile of the similarity matrix
-_QUERY_TILE = 512  # rows of a tile: enough for an efficient matrix product, few enough that its columns stay long
+from ssl_fast.ops.knn_topk import knn_topk
+
+WORKSPACE = 64 << 20  # bytes: the largest tile of the matrix of class scores
 
 
 @dataclass
@@ -35,8 +35,6 @@ def nearest_neighbours(
     train_h: Tensor,  # [N, F]
     query_h: Tensor,  # [Q, F]
     k: int,
-    *,
-    workspace: int = WORKSPACE,
 ) -> tuple[Tensor, Tensor]:
     """The k training rows of largest cosine for each query, the most similar first.
 
@@ -46,7 +44,6 @@ def nearest_neighbours(
         train_h: [N, F] features, any scale.
         query_h: [Q, F] features on the same device.
         k: neighbours, 1 <= k <= N.
-        workspace: bytes that a tile of the similarity matrix may take.
 
     Returns:
         similarity [Q, k] fp32, index [Q, k] int64 into the training rows.
@@ -57,13 +54,7 @@ def nearest_neighbours(
     check_features(train_h, query_h)
     if not 1 <= k <= len(train_h):
         raise ValueError(f"k: expected 1 <= k <= {len(train_h)} (the number of training features), got {k}")
-    train_z, query_z = F.normalize(train_h.float(), dim=1), F.normalize(query_h.float(), dim=1)
-    rows = max(1, min(_QUERY_TILE, workspace // 4))
-    columns = max(1, workspace // 4 // rows)
-    found = [_search(train_z, tile, k, columns) for tile in torch.split(query_z, rows)]
-    if not found:
-        return query_z.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=query_z.device)
-    return torch.cat([similarity for similarity, _ in found]), torch.cat([index for _, index in found])
+    return knn_topk(query_h.float(), train_h.float(), k)
 
 
 def knn_predict(
@@ -91,7 +82,7 @@ def knn_predict(
     if temperature <= 0:
         raise ValueError(f"temperature: expected a positive number, got {temperature}")
     labels = check_labels("train_y", train_y, len(train_h)).to(train_h.device)
-    similarity, index = nearest_neighbours(train_h, query_h, k, workspace=workspace)
+    similarity, index = nearest_neighbours(train_h, query_h, k)
     num_classes = int(labels.max()) + 1
     if not 1 <= num_ranked <= num_classes:
         raise ValueError(f"num_ranked: expected 1 to {num_classes} (the number of classes), got {num_ranked}")
@@ -154,54 +145,6 @@ def knn_protocol(config: KNNConfig, layer: str) -> dict[str, Any]:
         "feature_layer": layer,
         "normalisation": "each feature to unit length; not centred",
     }
-
-
-def _search(
-    train_z: Tensor,  # [N, F] unit rows
-    query_z: Tensor,  # [q, F] unit rows
-    k: int,
-    columns: int,
-) -> tuple[Tensor, Tensor]:
-    """Running top-k over column tiles of the similarity matrix: similarity [q, k], index [q, k]."""
-    best = query_z.new_empty(len(query_z), 0)
-    where = torch.empty(len(query_z), 0, dtype=torch.int64, device=query_z.device)
-    for begin in range(0, len(train_z), columns):
-        value, index = _stable_topk(query_z @ train_z[begin : begin + columns].T, k)
-        # Earlier tiles hold smaller indices and come first in the concatenation: a stable sort keeps it in ties.
-        value, order = torch.cat([best, value], 1).sort(dim=1, descending=True, stable=True)
-        where = torch.cat([where, index + begin], 1).gather(1, order)[:, :k]
-        best = value[:, :k]
-    return best, where
-
-
-def _stable_topk(
-    similarity: Tensor,  # [q, n]
-    k: int,
-) -> tuple[Tensor, Tensor]:
-    """Top-k with ties resolved to the smaller column: value [q, min(k, n)] descending, index of the same shape."""
-    k = min(k, similarity.shape[1])
-    value, index = similarity.topk(k, dim=1)
-    # topk may drop any of the columns equal to the last value: the rows where it had the choice are done again.
-    crowded = ((similarity >= value[:, -1:]).sum(1) > k).nonzero().squeeze(1)
-    if len(crowded):
-        chosen = _first_of_equal(similarity[crowded], value[crowded, -1:], k)
-        index[crowded] = chosen
-        value[crowded] = similarity[crowded].gather(1, chosen)
-    index, order = index.sort(dim=1)
-    value, order = value.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return value, index.gather(1, order)
-
-
-def _first_of_equal(
-    similarity: Tensor,  # [r, n]
-    last: Tensor,  # [r, 1] the k-th largest value of each row
-    k: int,
-) -> Tensor:
-    """Columns [r, k], ascending: all above `last`, then the first ones equal to it."""
-    above, equal = similarity > last, similarity == last
-    room = k - above.sum(1, keepdim=True)
-    taken = above | (equal & (equal.cumsum(1, dtype=torch.int32) <= room))
-    return taken.nonzero()[:, 1].view(-1, k)
 
 
 def _vote(

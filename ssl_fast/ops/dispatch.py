@@ -14,6 +14,10 @@ from torch import Tensor
 OPS = {
     "nt_xent": ("triton", "cpp", "reference"),
     "info_nce": ("triton", "cpp", "reference"),
+    "byol": ("reference",),
+    "vicreg": ("reference",),
+    "barlow_twins": ("reference",),
+    "knn_topk": ("cpp", "reference"),
     "multi_tensor": ("cuda", "cpp", "reference"),
 }
 _DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",)}

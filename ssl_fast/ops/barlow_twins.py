@@ -1,0 +1,208 @@
+r"""Barlow Twins: the columns of two views correlate with themselves and with no other.
+
+    loss = sum_i (1 - C_ii)^2 + lambd sum_{i != j} C_ij^2
+    C_ij = (1/N) sum_n a_ni b_nj,    a_ni = (z_ni - mean_i) / sqrt(var_i + eps),    b from z' alike
+with the mean and the biased variance of each column: a batch normalisation without parameters.
+
+With fewer samples than dimensions the D x D matrix is never made: ||a^T b||^2 = <a a^T, b b^T>, of N x N Gram matrices.
+
+Letters: N samples (of all ranks), D embedding.
+
+Reference: Zbontar et al. 2021, "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", arXiv:2103.03230,
+Eq. 1-2; eps as in the authors' code.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_fast.distributed import Group, gradient_factor, group_by_name
+from ssl_fast.ops import contract
+from ssl_fast.ops.dispatch import check_impl, choose
+
+
+def barlow_twins_reference(
+    z1: Tensor,  # [N, D]
+    z2: Tensor,  # [N, D]
+    *,
+    lambd: float = 0.0051,
+    eps: float = 1e-5,
+) -> Tensor:
+    """The equations in plain torch, in the dtype of the views: oracle, baseline and second derivatives."""
+    if len(z1) == 0:
+        return (z1 + z2).sum()
+    a, b = ((z - z.mean(0)) / (z.var(0, correction=0) + eps).sqrt() for z in (z1, z2))
+    correlation = a.T @ b / len(a)  # [D, D]
+    diagonal = correlation.diagonal()
+    return (1 - diagonal).square().sum() + lambd * (correlation - diagonal.diag()).square().sum()
+
+
+def _barlow_twins(
+    z1: Tensor,  # [n, D] this rank's rows
+    z2: Tensor,  # [n, D]
+    lambd: float,
+    eps: float,
+    group: str,
+    factor: int,
+    impl: str,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The loss over all ranks [] and, when wanted, dz1 and dz2 [n, D]."""
+    kernel = choose("barlow_twins", impl, z1, z2)
+    value, dz1, dz2 = kernel.forward(z1, z2, lambd, eps, group_by_name(group) if group else None, with_grad)
+    if with_grad and factor != 1:
+        dz1.mul_(factor), dz2.mul_(factor)
+    return value, dz1, dz2
+
+
+class _BarlowTwins(torch.autograd.Function):
+    """The loss; its gradients are made in the forward pass, the backward pass only multiplies them.
+
+    `forward` takes ctx: for the form with `setup_context`, torch binds the arguments by name, 20 us a call.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _barlow_twins(*inputs)
+        _BarlowTwins.save(ctx, inputs, output)
+        return output[0]
+
+    @staticmethod
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        """Keeps what `backward` needs; also the set-up of the registered op."""
+        ctx.save_for_backward(*inputs[:2], *output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.options, ctx.group = inputs[2:4], inputs[4]
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
+        z1, z2, *gradients = ctx.saved_tensors
+        if upstream[0] is None:
+            return (None,) * 8
+        if torch.is_grad_enabled():
+            return *_again(z1, z2, ctx.options, ctx.group, upstream[0]), *(None,) * 6
+        # Out of place, for the graph may be walked again; autograd casts to the dtypes of the inputs.
+        wanted = zip(gradients, ctx.needs_input_grad, strict=False)
+        return *(gradient * upstream[0] if need else None for gradient, need in wanted), *(None,) * 6
+
+
+def _again(z1: Tensor, z2: Tensor, options: tuple[float, float], group: str, upstream: Tensor) -> list[Tensor | None]:
+    """The gradients once more through the reference, so that they have gradients."""
+    if group:
+        raise RuntimeError("barlow_twins with group= cannot be differentiated twice (create_graph=True)")
+    return contract.differentiable_gradients(lambda a, b: _plain(a, b, *options), (z1, z2), upstream)
+
+
+def _plain(z1: Tensor, z2: Tensor, lambd: float, eps: float) -> Tensor:
+    """The reference with fp32 accumulation."""
+    return barlow_twins_reference(contract.widened(z1), contract.widened(z2), lambd=lambd, eps=eps)
+
+
+def _fake(z1: Tensor, z2: Tensor, *options: Any) -> tuple[Tensor, ...]:
+    dtype = torch.promote_types(z1.dtype, torch.float32)
+    shape = z1.shape if options[-1] else (0,)
+    rows = (z1.new_empty(shape, dtype=dtype if options[-1] else z1.dtype) for _ in range(2))
+    return z1.new_empty((), dtype=dtype), *rows
+
+
+contract.register(
+    "barlow_twins(Tensor z1, Tensor z2, float lambd, float eps, str group, int factor, str impl, bool with_grad)"
+    " -> (Tensor, Tensor, Tensor)",
+    _barlow_twins,
+    _fake,
+    _BarlowTwins,
+)
+
+
+def barlow_twins(
+    z1: Tensor,  # [N, D]
+    z2: Tensor,  # [N, D]
+    *,
+    lambd: float = 0.0051,
+    eps: float = 1e-5,
+    group: Group = None,
+    grad_reduce: str = "mean",
+    impl: str = "auto",
+) -> Tensor:
+    """Barlow Twins' loss, by N x N Gram matrices where N < D and by the D x D correlation otherwise; memory O(N D).
+
+    Computed with fp32 accumulation (fp64 for fp64), under autocast too; gradients, which go through the normalisation,
+    come in the dtype of their input. A column that does not vary is normalised to 0. N = 0 gives 0 and empty gradients.
+
+    Args:
+        z1: embeddings of the first view, [N, D], not normalised.
+        z2: embeddings of the second view, [N, D].
+        lambd: coefficient of the off-diagonal squares.
+        eps: added to the variances, positive.
+        group: process group over whose rows the statistics run, local batches may differ in size. Every rank returns
+            the global value; gradients are exact without any communication of gradients. None: this process alone.
+        grad_reduce: "mean" when gradients are averaged over the ranks afterwards (DDP): they are multiplied by the
+            number of ranks. "sum" when they are added.
+        impl: "auto" or "reference".
+
+    Returns:
+        0-dim tensor, at least fp32.
+
+    Raises:
+        ValueError: an argument has a wrong shape, dtype, device or value.
+        RuntimeError: a second derivative or a transform of torch.func with `group`.
+
+    Example:
+        >>> z = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])  # uncorrelated columns
+        >>> round(barlow_twins(z, -z).item(), 3)  # C = -1: each column adds (1 + 1)^2
+        8.0
+
+    Reference: Zbontar et al. 2021, arXiv:2103.03230, Eq. 1.
+    """
+    contract.check_rows("z1", z1)
+    contract.check_rows("z2", z2, z1, "z1")
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps}")
+    check_impl("barlow_twins", impl)
+    factor = gradient_factor(group, grad_reduce)
+    if contract.under_functorch():
+        if group is not None:
+            raise RuntimeError("barlow_twins with group= does not work inside torch.func transforms")
+        return _plain(z1, z2, lambd, eps)
+    z2 = z2 if z2.dtype == z1.dtype else z2.to(z1.dtype)
+    recorded = contract.wants_gradient(z1, z2)
+    inputs = (z1, z2, lambd, eps, "" if group is None else group.group_name, factor, impl, recorded)
+    return contract.call(_BarlowTwins, _barlow_twins, "barlow_twins", recorded, inputs)
+
+
+class BarlowTwinsLoss(nn.Module):
+    """`barlow_twins` as a module; the arguments are those of the function."""
+
+    def __init__(
+        self,
+        *,
+        lambd: float = 0.0051,
+        eps: float = 1e-5,
+        group: Group = None,
+        grad_reduce: str = "mean",
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.lambd, self.eps = lambd, eps
+        self.group, self.grad_reduce, self.impl = group, grad_reduce, impl
+
+    def forward(
+        self,
+        z1: Tensor,  # [N, D]
+        z2: Tensor,  # [N, D]
+    ) -> Tensor:
+        """`barlow_twins(z1, z2)` with the module's settings."""
+        return barlow_twins(
+            z1,
+            z2,
+            lambd=self.lambd,
+            eps=self.eps,
+            group=self.group,
+            grad_reduce=self.grad_reduce,
+            impl=self.impl,
+        )
+
+    def extra_repr(self) -> str:
+        """The settings that `print(module)` shows."""
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in ("lambd", "eps", "impl"))

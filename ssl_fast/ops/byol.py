@@ -1,0 +1,261 @@
+r"""The regression losses without negatives: BYOL's squared distance and SimSiam's negative cosine.
+
+    BYOL     loss_i = || p_i / |p_i| - z_i / |z_i| ||^2 = 2 - 2 cos(p_i, z_i)
+    SimSiam  loss_i = -cos(p_i, z_i)
+No gradient flows into z. The squared distance of the unit rows keeps its digits as they align; 2 - 2 cos does not.
+
+Letters: N samples, D embedding, p predictions, z targets.
+
+Reference: Grill et al. 2020, "Bootstrap your own latent", arXiv:2006.07733, Eq. 2; Chen and He 2021, "Exploring Simple
+Siamese Representation Learning", arXiv:2011.10566, Eq. 1 and 3.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_fast.distributed import Group, global_mean, global_sum, gradient_factor
+from ssl_fast.ops import contract
+from ssl_fast.ops.dispatch import check_impl, choose
+
+
+def byol_reference(
+    p: Tensor,  # [N, D]
+    z: Tensor,  # [N, D]
+    *,
+    normalize: bool = True,
+    weight: Tensor | None = None,  # [N]
+    reduction: str = "mean",
+) -> Tensor:
+    """The equation in plain torch, in the dtype of p: oracle and baseline. Differentiable any number of times."""
+    z = z.detach().to(p.dtype)
+    if normalize:
+        p, z = F.normalize(p, dim=1, eps=1e-12), F.normalize(z, dim=1, eps=1e-12)
+    return _reduced((p - z).square().sum(1), weight, None, "mean", reduction)
+
+
+def _reduced(
+    loss: Tensor,  # [N]
+    weight: Tensor | None,  # [N]
+    group: Group,
+    grad_reduce: str,
+    reduction: str,
+) -> Tensor:
+    if reduction == "mean":
+        return global_mean(loss, weight, group, grad_reduce)
+    weighted = loss if weight is None else loss * weight
+    return weighted if reduction == "none" else global_sum(weighted, group, grad_reduce)
+
+
+def _byol(
+    p: Tensor,  # [N, D]
+    z: Tensor,  # [N, D]
+    normalize: bool,
+    impl: str,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Per row: the distance [N] and, when wanted, dp [N, D]."""
+    return choose("byol", impl, p, z).forward(p.detach(), z, normalize, with_grad)  # type: ignore[no-any-return]
+
+
+class _BYOL(torch.autograd.Function):
+    """The distance of each row; its gradient is made in the forward pass, the backward pass only multiplies it.
+
+    `forward` takes ctx: for the form with `setup_context`, torch binds the arguments by name, 20 us a call.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _byol(*inputs)
+        _BYOL.save(ctx, inputs, output)
+        return output[0]
+
+    @staticmethod
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        """Keeps what `backward` needs; also the set-up of the registered op."""
+        ctx.save_for_backward(*inputs[:2], output[1])
+        ctx.set_materialize_grads(False)
+        ctx.normalize = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
+        p, z, dp = ctx.saved_tensors
+        if upstream[0] is None:
+            return (None,) * 5
+        if torch.is_grad_enabled():
+
+            def reference(p: Tensor) -> Tensor:
+                wide_p, wide_z = contract.widened(p), contract.widened(z)
+                return byol_reference(wide_p, wide_z, normalize=ctx.normalize, reduction="none")
+
+            return *contract.differentiable_gradients(reference, (p,), upstream[0]), *(None,) * 4
+        # Out of place, for the graph may be walked again; autograd casts to the dtype of p.
+        return dp * upstream[0][:, None], *(None,) * 4
+
+
+def _fake(p: Tensor, z: Tensor, normalize: bool, impl: str, with_grad: bool) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(p.dtype, torch.float32)
+    return p.new_empty(len(p), dtype=dtype), p.new_empty(p.shape, dtype=dtype) if with_grad else p.new_empty(0)
+
+
+contract.register(
+    "byol(Tensor p, Tensor z, bool normalize, str impl, bool with_grad) -> (Tensor, Tensor)", _byol, _fake, _BYOL
+)
+
+
+def _rows(p: Tensor, z: Tensor, normalize: bool, weight: Tensor | None, reduction: str, impl: str) -> Tensor:
+    """The distance of each sample [N], arguments checked."""
+    contract.check_rows("p", p)
+    contract.check_rows("z", z, p, "p")
+    contract.check_weight(weight, len(p))
+    contract.check_reduction(reduction)
+    check_impl("byol", impl)
+    z = z.detach()
+    if contract.under_functorch():
+        return byol_reference(contract.widened(p), contract.widened(z), normalize=normalize, reduction="none")
+    recorded = contract.wants_gradient(p)
+    return contract.call(_BYOL, _byol, "byol", recorded, (p, z, normalize, impl, recorded))
+
+
+def byol_loss(
+    p: Tensor,  # [N, D]
+    z: Tensor,  # [N, D]
+    *,
+    normalize: bool = True,
+    weight: Tensor | None = None,  # [N]
+    group: Group = None,
+    grad_reduce: str = "mean",
+    reduction: str = "mean",
+    impl: str = "auto",
+) -> Tensor:
+    """BYOL's loss of one direction: predictions against the targets of the other view. Sum two calls for both.
+
+    Rows are compared in fp32 (fp64 for fp64), under autocast too; the loss is at least fp32 and the gradient comes in
+    the dtype of p. N = 0 gives 0 and an empty gradient. A zero row has a finite gradient.
+
+    Args:
+        p: predictions, [N, D].
+        z: targets, [N, D]; they get no gradient.
+        normalize: scale rows to unit length first (norms are clamped at 1e-12). False: the squared distance of the rows
+            as they are.
+        weight: weights >= 0 of the samples, [N]; "mean" is then the weighted mean. They may need a gradient.
+        group: process group over which "mean" and "sum" run; local batches may differ in size. None: this process
+            alone.
+        grad_reduce: "mean" when gradients are averaged over the ranks afterwards (DDP): they are multiplied by the
+            number of ranks. "sum" when they are added.
+        reduction: "mean" or "sum" over the samples (of all ranks), or "none": [N], times the weights. Under "none"
+            `grad_reduce` plays no part: `distributed.global_mean` applies it.
+        impl: "auto" or "reference".
+
+    Returns:
+        0-dim tensor, or [N].
+
+    Raises:
+        ValueError: an argument has a wrong shape, dtype, device or value.
+
+    Example:
+        >>> p, z = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 5.0]])
+        >>> byol_loss(p, z).item()
+        2.0
+
+    Reference: Grill et al. 2020, arXiv:2006.07733, Eq. 2.
+    """
+    gradient_factor(group, grad_reduce)
+    return _reduced(_rows(p, z, normalize, weight, reduction, impl), weight, group, grad_reduce, reduction)
+
+
+def simsiam_loss(
+    p: Tensor,  # [N, D]
+    z: Tensor,  # [N, D]
+    *,
+    weight: Tensor | None = None,  # [N]
+    group: Group = None,
+    grad_reduce: str = "mean",
+    reduction: str = "mean",
+    impl: str = "auto",
+) -> Tensor:
+    """SimSiam's negative cosine of one direction, as `byol_loss` / 2 - 1 per sample; the arguments are the same.
+
+    Average two calls for the symmetrised loss.
+
+    Returns:
+        0-dim tensor in [-1, 1] under "mean", or [N].
+
+    Raises:
+        ValueError: an argument has a wrong shape, dtype, device or value.
+
+    Example:
+        >>> p, z = torch.tensor([[3.0, 4.0]]), torch.tensor([[5.0, 0.0]])
+        >>> round(simsiam_loss(p, z).item(), 6)
+        -0.6
+
+    Reference: Chen and He 2021, arXiv:2011.10566, Eq. 1.
+    """
+    gradient_factor(group, grad_reduce)
+    rows = _rows(p, z, True, weight, reduction, impl) / 2 - 1
+    return _reduced(rows, weight, group, grad_reduce, reduction)
+
+
+class BYOLLoss(nn.Module):
+    """`byol_loss` as a module; the arguments are those of the function."""
+
+    def __init__(
+        self,
+        *,
+        normalize: bool = True,
+        group: Group = None,
+        grad_reduce: str = "mean",
+        reduction: str = "mean",
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.options: dict[str, Any] = {
+            "group": group,
+            "grad_reduce": grad_reduce,
+            "reduction": reduction,
+            "impl": impl,
+        }
+
+    def forward(
+        self,
+        p: Tensor,  # [N, D]
+        z: Tensor,  # [N, D]
+        weight: Tensor | None = None,  # [N]
+    ) -> Tensor:
+        """`byol_loss(p, z, weight=weight)` with the module's settings."""
+        return byol_loss(p, z, normalize=self.normalize, weight=weight, **self.options)
+
+    def extra_repr(self) -> str:
+        """The settings that `print(module)` shows."""
+        return f"normalize={self.normalize}, reduction={self.options['reduction']!r}, impl={self.options['impl']!r}"
+
+
+class SimSiamLoss(nn.Module):
+    """`simsiam_loss` as a module; the arguments are those of the function."""
+
+    def __init__(
+        self, *, group: Group = None, grad_reduce: str = "mean", reduction: str = "mean", impl: str = "auto"
+    ) -> None:
+        super().__init__()
+        self.options: dict[str, Any] = {
+            "group": group,
+            "grad_reduce": grad_reduce,
+            "reduction": reduction,
+            "impl": impl,
+        }
+
+    def forward(
+        self,
+        p: Tensor,  # [N, D]
+        z: Tensor,  # [N, D]
+        weight: Tensor | None = None,  # [N]
+    ) -> Tensor:
+        """`simsiam_loss(p, z, weight=weight)` with the module's settings."""
+        return simsiam_loss(p, z, weight=weight, **self.options)
+
+    def extra_repr(self) -> str:
+        """The settings that `print(module)` shows."""
+        return f"reduction={self.options['reduction']!r}, impl={self.options['impl']!r}"
