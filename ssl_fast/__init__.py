@@ -14,11 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssl_fast.ops.dispatch import backends as backends
+    from ssl_fast.ops.dino import DINOCenter as DINOCenter
+    from ssl_fast.ops.dino import DINOLoss as DINOLoss
+    from ssl_fast.ops.dino import dino_loss as dino_loss
+    from ssl_fast.ops.ibot import IBOTLoss as IBOTLoss
+    from ssl_fast.ops.ibot import ibot_loss as ibot_loss
     from ssl_fast.ops.info_nce import InfoNCELoss as InfoNCELoss
     from ssl_fast.ops.info_nce import MoCoQueue as MoCoQueue
     from ssl_fast.ops.info_nce import info_nce as info_nce
+    from ssl_fast.ops.koleo import KoLeoLoss as KoLeoLoss
+    from ssl_fast.ops.koleo import koleo as koleo
     from ssl_fast.ops.nt_xent import NTXentLoss as NTXentLoss
     from ssl_fast.ops.nt_xent import nt_xent as nt_xent
+    from ssl_fast.ops.sinkhorn import sinkhorn as sinkhorn
+    from ssl_fast.ops.swav import SwAVLoss as SwAVLoss
+    from ssl_fast.ops.swav import swav_loss as swav_loss
     from ssl_fast.optim import EMA as EMA
     from ssl_fast.optim import LARS as LARS
 
@@ -31,6 +41,16 @@ _HOME = {
     "info_nce": "ssl_fast.ops.info_nce",
     "InfoNCELoss": "ssl_fast.ops.info_nce",
     "MoCoQueue": "ssl_fast.ops.info_nce",
+    "dino_loss": "ssl_fast.ops.dino",
+    "DINOLoss": "ssl_fast.ops.dino",
+    "DINOCenter": "ssl_fast.ops.dino",
+    "ibot_loss": "ssl_fast.ops.ibot",
+    "IBOTLoss": "ssl_fast.ops.ibot",
+    "swav_loss": "ssl_fast.ops.swav",
+    "SwAVLoss": "ssl_fast.ops.swav",
+    "sinkhorn": "ssl_fast.ops.sinkhorn",
+    "koleo": "ssl_fast.ops.koleo",
+    "KoLeoLoss": "ssl_fast.ops.koleo",
     "LARS": "ssl_fast.optim",
     "EMA": "ssl_fast.optim",
 }

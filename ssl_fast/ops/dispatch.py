@@ -14,6 +14,9 @@ from torch import Tensor
 OPS = {
     "nt_xent": ("triton", "cpp", "reference"),
     "info_nce": ("triton", "cpp", "reference"),
+    "prototypes": ("triton", "cpp", "reference"),
+    "prototype_logits": ("triton", "reference"),
+    "koleo": ("cpp", "reference"),
     "multi_tensor": ("cuda", "cpp", "reference"),
 }
 _DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",)}
