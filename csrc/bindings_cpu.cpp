@@ -14,6 +14,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("nt_xent_backward", &ssl_fast::nt_xent_backward, unlocked());
   m.def("info_nce_forward", &ssl_fast::info_nce_forward, unlocked());
   m.def("knn_topk", &ssl_fast::knn_topk, unlocked());
+  m.def("prototypes_forward", &ssl_fast::prototypes_forward, unlocked());
+  m.def("prototypes_log_sums", &ssl_fast::prototypes_log_sums, unlocked());
+  m.def("koleo_neighbours", &ssl_fast::koleo_neighbours, unlocked());
   m.def("ema_update", &ssl_fast::ema_update, unlocked());
   m.def("lars_step", &ssl_fast::lars_step, unlocked());
 }

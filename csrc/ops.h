@@ -51,6 +51,37 @@ void info_nce_forward(Address q,  // [B, D]
                       Address dk,    // [B, D]
                       Address dinv,  // [B] d loss_i / d inv_temperature
                       int threads);
+// DINO, iBOT, SwAV: each sample's loss and, unless 0, the gradients of sum_n coef_n loss_n. bias, coef and outputs are
+// float64 where in_float64, else float32. Equations: csrc/cpu/prototypes.cpp.
+void prototypes_forward(Address student,  // [S, N, D]
+                        int student_dtype,
+                        Address weight,  // [K, D]
+                        int weight_dtype,
+                        Address teacher,  // [T, N, D]
+                        int teacher_dtype,
+                        Address weight_teacher,  // [K, D]
+                        int weight_teacher_dtype, int64_t S, int64_t T, int64_t N, int64_t K, int64_t D,
+                        Address bias,  // [T, K] or 0
+                        Address coef,  // [N] or 0
+                        double inv_student, double inv_teacher, bool skip_same,
+                        Address loss,      // [N]
+                        Address dstudent,  // [S, N, D] or 0
+                        Address dweight,   // [K, D] or 0
+                        bool in_float64, int threads);
+// log sum_m exp(<terms_m, columns_r> inv_temperature + bias_m)
+void prototypes_log_sums(Address terms,  // [M, D]
+                         int terms_dtype,
+                         Address columns,  // [R, D]
+                         int columns_dtype,
+                         Address bias,  // [M] or 0
+                         int64_t M, int64_t R, int64_t D, double inv_temperature,
+                         Address logs,  // [R]
+                         bool in_float64, int threads);
+// KoLeo: for each of the rows [begin, end) the other row with the highest dot product, the first of equals. M >= 2.
+void koleo_neighbours(Address z,  // [M, D] float32 or float64
+                      int dtype, int64_t M, int64_t D, int64_t begin, int64_t end,
+                      Address found,  // [end - begin] int64
+                      int threads);
 
 // --- Retrieval ---
 

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from ssl_fast.ops.byol import byol_loss as byol_loss
     from ssl_fast.ops.byol import simsiam_loss as simsiam_loss
     from ssl_fast.ops.dispatch import backends as backends
+    from ssl_fast.ops.dino import DINOCenter as DINOCenter
+    from ssl_fast.ops.dino import DINOLoss as DINOLoss
+    from ssl_fast.ops.dino import dino_loss as dino_loss
+    from ssl_fast.ops.ibot import IBOTLoss as IBOTLoss
+    from ssl_fast.ops.ibot import ibot_loss as ibot_loss
     from ssl_fast.ops.info_nce import InfoNCELoss as InfoNCELoss
     from ssl_fast.ops.info_nce import MoCoQueue as MoCoQueue
     from ssl_fast.ops.info_nce import info_nce as info_nce
@@ -28,6 +33,13 @@ if TYPE_CHECKING:
     from ssl_fast.ops.nt_xent import nt_xent as nt_xent
     from ssl_fast.ops.vicreg import VICRegLoss as VICRegLoss
     from ssl_fast.ops.vicreg import vicreg as vicreg
+    from ssl_fast.ops.koleo import KoLeoLoss as KoLeoLoss
+    from ssl_fast.ops.koleo import koleo as koleo
+    from ssl_fast.ops.nt_xent import NTXentLoss as NTXentLoss
+    from ssl_fast.ops.nt_xent import nt_xent as nt_xent
+    from ssl_fast.ops.sinkhorn import sinkhorn as sinkhorn
+    from ssl_fast.ops.swav import SwAVLoss as SwAVLoss
+    from ssl_fast.ops.swav import swav_loss as swav_loss
     from ssl_fast.optim import EMA as EMA
     from ssl_fast.optim import LARS as LARS
 
@@ -49,6 +61,16 @@ _HOME = {
     "barlow_twins": "ssl_fast.ops.barlow_twins",
     "BarlowTwinsLoss": "ssl_fast.ops.barlow_twins",
     "knn_topk": "ssl_fast.ops.knn_topk",
+    "dino_loss": "ssl_fast.ops.dino",
+    "DINOLoss": "ssl_fast.ops.dino",
+    "DINOCenter": "ssl_fast.ops.dino",
+    "ibot_loss": "ssl_fast.ops.ibot",
+    "IBOTLoss": "ssl_fast.ops.ibot",
+    "swav_loss": "ssl_fast.ops.swav",
+    "SwAVLoss": "ssl_fast.ops.swav",
+    "sinkhorn": "ssl_fast.ops.sinkhorn",
+    "koleo": "ssl_fast.ops.koleo",
+    "KoLeoLoss": "ssl_fast.ops.koleo",
     "LARS": "ssl_fast.optim",
     "EMA": "ssl_fast.optim",
 }

@@ -18,6 +18,9 @@ OPS = {
     "vicreg": ("reference",),
     "barlow_twins": ("reference",),
     "knn_topk": ("cpp", "reference"),
+    "prototypes": ("triton", "cpp", "reference"),
+    "prototype_logits": ("triton", "reference"),
+    "koleo": ("cpp", "reference"),
     "multi_tensor": ("cuda", "cpp", "reference"),
 }
 _DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",)}

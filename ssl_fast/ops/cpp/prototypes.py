@@ -1,0 +1,59 @@
+"""Cross-entropy between assignments to prototypes on the CPU: csrc/cpu/prototypes.cpp."""
+
+import torch
+from torch import Tensor
+
+from ssl_fast.ops.cpp import DTYPES, module, unavailable
+
+__all__ = ["forward", "log_sums", "unavailable"]
+
+
+def forward(
+    student: Tensor,  # [S, N, D]
+    weight_student: Tensor,  # [K, D]
+    teacher: Tensor,  # [T, N, D]
+    weight_teacher: Tensor,  # [K, D]
+    bias: Tensor | None,  # [T, K]
+    coef: Tensor | None,  # [N]
+    inv_student: float,
+    inv_teacher: float,
+    skip_same: bool,
+    with_grad: bool,
+    with_dweight: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Loss of each sample [N] and, when wanted, the gradients of sum_n coef_n loss_n: dstudent, dweight_student."""
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    (S, N, D), K = student.shape, len(weight_student)
+    bias, coef = (None if t is None else t.to(dtype).contiguous() for t in (bias, coef))
+    loss = torch.empty(N, dtype=dtype)
+    dstudent = torch.empty(student.shape, dtype=dtype) if with_grad else None
+    dweight = torch.empty(K, D, dtype=dtype) if with_grad and with_dweight else None
+    matrices = (student, weight_student, teacher, weight_teacher)
+    module().prototypes_forward(
+        *(part for t in matrices for part in (t.data_ptr(), DTYPES[t.dtype])), S, len(teacher), N, K, D,
+        *_addresses(bias, coef), inv_student, inv_teacher, skip_same, *_addresses(loss, dstudent, dweight),
+        dtype == torch.float64, torch.get_num_threads(),
+    )  # fmt: skip
+    return loss, dstudent, dweight
+
+
+def log_sums(
+    terms: Tensor,  # [M, D]
+    columns: Tensor,  # [R, D]
+    bias: Tensor | None,  # [M]
+    inv_temperature: float,
+) -> Tensor:
+    """log sum_m exp(<terms_m, columns_r> / temperature + bias_m), [R]."""
+    dtype = torch.promote_types(torch.promote_types(terms.dtype, columns.dtype), torch.float32)
+    bias = None if bias is None else bias.to(dtype).contiguous()
+    logs = torch.empty(len(columns), dtype=dtype)
+    module().prototypes_log_sums(
+        terms.data_ptr(), DTYPES[terms.dtype], columns.data_ptr(), DTYPES[columns.dtype], *_addresses(bias),
+        len(terms), len(columns), columns.shape[1], inv_temperature, logs.data_ptr(),
+        dtype == torch.float64, torch.get_num_threads(),
+    )  # fmt: skip
+    return logs
+
+
+def _addresses(*tensors: Tensor | None) -> list[int]:
+    return [0 if t is None else t.data_ptr() for t in tensors]
