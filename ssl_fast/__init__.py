@@ -13,10 +13,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ssl_fast.ops.adaface import adaface as adaface
+    from ssl_fast.ops.arcface import arcface as arcface
+    from ssl_fast.ops.arcface import combined_margin as combined_margin
+    from ssl_fast.ops.arcface import cosface as cosface
+    from ssl_fast.ops.curricularface import curricularface as curricularface
     from ssl_fast.ops.dispatch import backends as backends
     from ssl_fast.ops.info_nce import InfoNCELoss as InfoNCELoss
     from ssl_fast.ops.info_nce import MoCoQueue as MoCoQueue
     from ssl_fast.ops.info_nce import info_nce as info_nce
+    from ssl_fast.ops.margin_head import MarginHead as MarginHead
     from ssl_fast.ops.nt_xent import NTXentLoss as NTXentLoss
     from ssl_fast.ops.nt_xent import nt_xent as nt_xent
     from ssl_fast.optim import EMA as EMA
@@ -31,6 +37,12 @@ _HOME = {
     "info_nce": "ssl_fast.ops.info_nce",
     "InfoNCELoss": "ssl_fast.ops.info_nce",
     "MoCoQueue": "ssl_fast.ops.info_nce",
+    "arcface": "ssl_fast.ops.arcface",
+    "cosface": "ssl_fast.ops.arcface",
+    "combined_margin": "ssl_fast.ops.arcface",
+    "adaface": "ssl_fast.ops.adaface",
+    "curricularface": "ssl_fast.ops.curricularface",
+    "MarginHead": "ssl_fast.ops.margin_head",
     "LARS": "ssl_fast.optim",
     "EMA": "ssl_fast.optim",
 }

@@ -14,6 +14,7 @@ from torch import Tensor
 OPS = {
     "nt_xent": ("triton", "cpp", "reference"),
     "info_nce": ("triton", "cpp", "reference"),
+    "margin_softmax": ("cpp", "reference"),
     "multi_tensor": ("cuda", "cpp", "reference"),
 }
 _DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",)}
