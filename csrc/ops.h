@@ -52,7 +52,8 @@ void info_nce_forward(Address q,  // [B, D]
                       Address dinv,  // [B] d loss_i / d inv_temperature
                       int threads);
 
-// Margin softmax (csrc/cpu/margin_softmax.cpp): log-normalisers of the negatives and, unless dx is 0, the gradients of
+// Margin softmax (csrc/cpu/margin_softmax.cpp): log-normalisers of the negatives and, unless dx and dweight are both 0
+// (one of them may be empty), the gradients of
 // sum_i row_weight_i loss_i with respect to x, weight and (mean, less the target's part) the scale. lse_given: lse is
 // read, not written; row_weight and slope then hold the weight of each row's negatives and of its target's cosine.
 void margin_softmax(Address x,  // [N, D]
