@@ -94,6 +94,27 @@ void knn_topk(Address queries,  // [Q, D]
               Address indices,  // [Q, k] int64
               int threads);
 
+// Margin softmax (csrc/cpu/margin_softmax.cpp): log-normalisers of the negatives and, unless dx and dweight are both 0
+// (one of them may be empty), the gradients of
+// sum_i row_weight_i loss_i with respect to x, weight and (mean, less the target's part) the scale. lse_given: lse is
+// read, not written; row_weight and slope then hold the weight of each row's negatives and of its target's cosine.
+void margin_softmax(Address x,  // [N, D]
+                    int x_dtype,
+                    Address weight,  // [C, S, D]
+                    int weight_dtype,
+                    Address target,  // [N] int64; a number outside [0, C) is no target
+                    int64_t N, int64_t C, int64_t S, int64_t D, double scale, double hardness, bool normalize,
+                    bool lse_given,
+                    Address threshold,   // [N] or 0: cosines above it are hard
+                    Address phi,         // [N] the targets' logits over scale
+                    Address slope,       // [N] their derivatives
+                    Address row_weight,  // [N]
+                    Address lse,         // [N]
+                    Address dx,          // [N, D] or 0
+                    Address dweight,     // [C, S, D]
+                    Address mean,        // [N]
+                    int threads);
+
 // --- Multi-tensor updates (csrc/cpu/multi_tensor.cpp, csrc/cuda/multi_tensor.cu) ---
 // All tensors of a list in one call. Tensor i is flat memory of sizes[i] elements, and the tensors i of all lists are
 // laid out alike. Equations: ssl_fast/ops/multi_tensor.py. dtype: a DType, the same for all tensors of a list.

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from ssl_fast.ops.byol import SimSiamLoss as SimSiamLoss
     from ssl_fast.ops.byol import byol_loss as byol_loss
     from ssl_fast.ops.byol import simsiam_loss as simsiam_loss
+    from ssl_fast.ops.adaface import adaface as adaface
+    from ssl_fast.ops.arcface import arcface as arcface
+    from ssl_fast.ops.arcface import combined_margin as combined_margin
+    from ssl_fast.ops.arcface import cosface as cosface
+    from ssl_fast.ops.curricularface import curricularface as curricularface
     from ssl_fast.ops.dispatch import backends as backends
     from ssl_fast.ops.dino import DINOCenter as DINOCenter
     from ssl_fast.ops.dino import DINOLoss as DINOLoss
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from ssl_fast.ops.info_nce import MoCoQueue as MoCoQueue
     from ssl_fast.ops.info_nce import info_nce as info_nce
     from ssl_fast.ops.knn_topk import knn_topk as knn_topk
+    from ssl_fast.ops.margin_head import MarginHead as MarginHead
     from ssl_fast.ops.nt_xent import NTXentLoss as NTXentLoss
     from ssl_fast.ops.nt_xent import nt_xent as nt_xent
     from ssl_fast.ops.vicreg import VICRegLoss as VICRegLoss
@@ -71,6 +77,12 @@ _HOME = {
     "sinkhorn": "ssl_fast.ops.sinkhorn",
     "koleo": "ssl_fast.ops.koleo",
     "KoLeoLoss": "ssl_fast.ops.koleo",
+    "arcface": "ssl_fast.ops.arcface",
+    "cosface": "ssl_fast.ops.arcface",
+    "combined_margin": "ssl_fast.ops.arcface",
+    "adaface": "ssl_fast.ops.adaface",
+    "curricularface": "ssl_fast.ops.curricularface",
+    "MarginHead": "ssl_fast.ops.margin_head",
     "LARS": "ssl_fast.optim",
     "EMA": "ssl_fast.optim",
 }

@@ -21,6 +21,7 @@ OPS = {
     "prototypes": ("triton", "cpp", "reference"),
     "prototype_logits": ("triton", "reference"),
     "koleo": ("cpp", "reference"),
+    "margin_softmax": ("cpp", "reference"),
     "multi_tensor": ("cuda", "cpp", "reference"),
 }
 _DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",)}

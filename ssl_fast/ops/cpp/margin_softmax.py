@@ -1,0 +1,73 @@
+"""Margin softmax on the CPU: csrc/cpu/margin_softmax.cpp."""
+
+import torch
+from torch import Tensor
+
+from ssl_fast.ops.class_panels import Negatives
+from ssl_fast.ops.cpp import DTYPES, module, result_dtype
+from ssl_fast.ops.cpp import unavailable as _unavailable
+
+_MOST_CENTRES = 192  # of a class: they lie in one tile
+
+
+def unavailable(*tensors: Tensor) -> str | None:
+    """Why the C++ kernel cannot take (x, weight); None when it can."""
+    for tensor in tensors[1:]:
+        if tensor.shape[1] > _MOST_CENTRES:
+            return f"the C++ kernel takes at most {_MOST_CENTRES} sub-centres a class, got {tensor.shape[1]}"
+    return _unavailable(*tensors)
+
+
+def forward(
+    x: Tensor,  # [M, D]
+    weight: Tensor,  # [C, S, D]
+    target: Tensor,  # [M] int64; a number outside [0, C) is no target
+    negatives: Negatives,
+    normalize: bool,
+    phi: Tensor,  # [M] target logits over scale
+    slope: Tensor,  # [M] their derivatives
+    row_weight: Tensor | None,  # [M]
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Log-normaliser of the negatives [M]; with row_weight also dx, dweight and mean [M] of the weighted sum of losses."""
+    lse = torch.empty(len(x), dtype=result_dtype(x.dtype))
+    rows = (phi, slope, row_weight)
+    return lse, *_run(x, weight, target, negatives, normalize, False, rows, lse, row_weight is not None)
+
+
+def backward(
+    x: Tensor,  # [M, D]
+    weight: Tensor,  # [C, S, D]
+    target: Tensor,  # [M]
+    negatives: Negatives,
+    normalize: bool,
+    lse: Tensor,  # [M]
+    coef: Tensor,  # [M]
+    pull: Tensor,  # [M]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx [M, D], dweight [C, S, D], and per row coef sum_j p_j f_j [M], for normalisers that are known."""
+    lse = lse.to(result_dtype(x.dtype)).contiguous()
+    return _run(x, weight, target, negatives, normalize, True, (None, pull, coef), lse, True)
+
+
+def _run(
+    x: Tensor,  # [M, D]
+    weight: Tensor,  # [C, S, D]
+    target: Tensor,  # [M]
+    negatives: Negatives,
+    normalize: bool,
+    lse_given: bool,
+    rows: tuple[Tensor | None, Tensor, Tensor | None],  # phi, slope (or pull) and row_weight (or coef), each [M]
+    lse: Tensor,  # [M]
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, target = x.contiguous(), weight.contiguous(), target.contiguous()
+    dtype = result_dtype(x.dtype)
+    shapes = (x.shape, weight.shape, lse.shape) if with_grad else ()
+    grads = [torch.empty(shape, dtype=dtype) for shape in shapes] or [None] * 3
+    columns = [None if t is None else t.to(dtype).contiguous() for t in (negatives.threshold, *rows)]
+    module().margin_softmax(
+        x.data_ptr(), DTYPES[x.dtype], weight.data_ptr(), DTYPES[weight.dtype], target.data_ptr(), len(x),
+        *weight.shape, float(negatives.scale), float(negatives.hardness), normalize, lse_given,
+        *(0 if t is None else t.data_ptr() for t in (*columns, lse, *grads)), torch.get_num_threads(),
+    )  # fmt: skip
+    return tuple(grads)  # type: ignore[arg-type,return-value]

@@ -1,0 +1,145 @@
+"""What the losses with a margin have in common: checks, labels as targets of this rank's classes, sampling, the call."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_fast.distributed import Group, all_gather_rows, gather_sizes, gradient_factor
+from ssl_fast.ops import contract
+from ssl_fast.ops.dispatch import check_impl
+from ssl_fast.ops.margin_softmax import (
+    ELSEWHERE,
+    IGNORED,
+    _margin_softmax,
+    _margin_softmax_rows,
+    _MarginSoftmax,
+    _MarginSoftmaxRows,
+    margin_softmax_reference,
+)
+from ssl_fast.ops.margins import Margin
+from ssl_fast.ops.partial_fc import sample_classes
+
+MARGIN_GRADS = ("exact", "straight_through")
+
+
+def margin_loss(
+    x: Tensor,  # [N, D]
+    weight: Tensor,  # [C, D] or [C, S, D]
+    labels: Tensor,  # [N] int64
+    margin: Margin,
+    *,
+    scale: float | Tensor = 64.0,
+    row_margins: Tensor | None = None,  # [2, N]
+    hardness: Tensor | None = None,  # []
+    ignore_index: int = -1,
+    normalize: bool = True,
+    sample_rate: float = 1.0,
+    generator: torch.Generator | None = None,
+    group: Group = None,
+    grad_reduce: str = "mean",
+    reduction: str = "mean",
+    impl: str = "auto",
+) -> Tensor:
+    """The loss of `margin_softmax_reference`; arguments as those of `arcface`, the margin as a rule.
+
+    Args:
+        row_margins: m2 and m3 of each row, [2, N], instead of the margin's own.
+        hardness: t of CurricularFace, []; None: negatives stay as they are.
+
+    Raises:
+        ValueError: an argument has a wrong shape, dtype, device or value.
+        RuntimeError: `impl` is not available here, or a second derivative or a torch.func transform with `group`.
+    """
+    _check(x, weight, labels, sample_rate)
+    contract.check_reduction(reduction)
+    check_impl("margin_softmax", impl)
+    factor = gradient_factor(group, grad_reduce)
+    tensor, value = _split_scale(scale)
+    options: dict[str, Any] = {"row_margins": row_margins, "hardness": hardness, "normalize": normalize}
+    if contract.under_functorch():
+        if group is not None:
+            raise RuntimeError("margin losses with group= do not work inside torch.func transforms")
+        wide = contract.widened(x)
+        options |= {"scale": scale, "ignore_index": ignore_index, "reduction": reduction}
+        return margin_softmax_reference(wide, weight.to(wide.dtype), labels, margin, **options)
+    target = targets(labels, len(weight), ignore_index, group)
+    if sample_rate < 1:
+        rows, target = sample_classes(target, len(weight), sample_rate, generator)
+        weight = weight.index_select(0, rows)
+    if row_margins is not None:
+        row_margins = all_gather_rows(row_margins.T, group).T
+    classes = weight if weight.dim() == 3 else weight[:, None]
+    name = "" if group is None else group.group_name
+    flags = [margin.monotone, margin.exact, normalize]
+    shared = (x, classes, tensor, target, row_margins, hardness, value, [*map(float, margin[:3])], flags, name, impl)
+    recorded = contract.wants_gradient(x, weight, tensor)
+    if reduction == "none":
+        rest = (*shared, factor)
+        return contract.call(_MarginSoftmaxRows, _margin_softmax_rows, "margin_softmax_rows", recorded, rest)
+    whole = (*shared, reduction == "mean", factor, recorded)
+    return contract.call(_MarginSoftmax, _margin_softmax, "margin_softmax", recorded, whole)
+
+
+def targets(
+    labels: Tensor,  # [N] int64
+    num_classes: int,
+    ignore_index: int,
+    group: Group,
+) -> Tensor:
+    """All ranks' labels as places among the `num_classes` classes of this rank, [M]; else ELSEWHERE or IGNORED."""
+    sizes = gather_sizes(num_classes, group, labels.device)
+    if labels.device.type == "cpu" and not contract.under_tracing():
+        wrong = ((labels < 0) | (labels >= sum(sizes))) & (labels != ignore_index)
+        if wrong.any():
+            raise ValueError(
+                f"labels must lie in [0, {sum(sizes)}) or be ignore_index={ignore_index}, got {labels[wrong][0].item()}"
+            )
+    first = 0 if group is None else sum(sizes[: group.rank()])
+    everyones = all_gather_rows(labels, group)
+    local = everyones - first
+    local = torch.where((local >= 0) & (local < num_classes), local, ELSEWHERE)
+    return torch.where(everyones == ignore_index, IGNORED, local)
+
+
+def is_exact(margin_grad: str) -> bool:
+    """Whether the margin's own derivative is wanted; ValueError for anything but the two names."""
+    if margin_grad not in MARGIN_GRADS:
+        raise ValueError(f"margin_grad must be 'exact' or 'straight_through', got {margin_grad!r}")
+    return margin_grad == "exact"
+
+
+def _check(
+    x: Tensor,  # [N, D]
+    weight: Tensor,  # [C, D] or [C, S, D]
+    labels: Tensor,  # [N]
+    sample_rate: float,
+) -> None:
+    contract.check_rows("x", x)
+    if weight.dim() not in (2, 3) or not weight.is_floating_point() or weight.shape[-1] != x.shape[1]:
+        raise ValueError(
+            f"weight must be floating point of shape [C, {x.shape[1]}] or [C, S, {x.shape[1]}], "
+            f"got {weight.dtype} of shape {list(weight.shape)}"
+        )
+    if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(
+            f"labels must be int64 of shape [{len(x)}], one per row of x, got {labels.dtype} of shape {list(labels.shape)}"
+        )
+    if weight.device != x.device or labels.device != x.device:
+        raise ValueError(f"weight and labels must be on {x.device} as x is, got {weight.device} and {labels.device}")
+    if not 0 < sample_rate <= 1:
+        raise ValueError(f"sample_rate must lie in (0, 1], got {sample_rate}")
+
+
+def _split_scale(scale: float | Tensor) -> tuple[Tensor | None, float]:
+    """A scale as (tensor, 0.0) or (None, number). A tensor's value is not read: that would wait for it."""
+    if isinstance(scale, Tensor):
+        if scale.dim() != 0 or not scale.is_floating_point():
+            raise ValueError(
+                "scale must be a positive number or a floating-point tensor of shape [], "
+                f"got {scale.dtype} of shape {list(scale.shape)}"
+            )
+        return scale, 0.0
+    if not scale > 0:
+        raise ValueError(f"scale must be positive, got {scale}")
+    return None, float(scale)
