@@ -13,12 +13,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ssl_fast.ops.clip_loss import CLIPLoss as CLIPLoss
+    from ssl_fast.ops.clip_loss import clip_loss as clip_loss
     from ssl_fast.ops.dispatch import backends as backends
     from ssl_fast.ops.info_nce import InfoNCELoss as InfoNCELoss
     from ssl_fast.ops.info_nce import MoCoQueue as MoCoQueue
     from ssl_fast.ops.info_nce import info_nce as info_nce
     from ssl_fast.ops.nt_xent import NTXentLoss as NTXentLoss
     from ssl_fast.ops.nt_xent import nt_xent as nt_xent
+    from ssl_fast.ops.siglip_loss import SigLIPLoss as SigLIPLoss
+    from ssl_fast.ops.siglip_loss import siglip_loss as siglip_loss
     from ssl_fast.optim import EMA as EMA
     from ssl_fast.optim import LARS as LARS
 
@@ -31,6 +35,10 @@ _HOME = {
     "info_nce": "ssl_fast.ops.info_nce",
     "InfoNCELoss": "ssl_fast.ops.info_nce",
     "MoCoQueue": "ssl_fast.ops.info_nce",
+    "clip_loss": "ssl_fast.ops.clip_loss",
+    "CLIPLoss": "ssl_fast.ops.clip_loss",
+    "siglip_loss": "ssl_fast.ops.siglip_loss",
+    "SigLIPLoss": "ssl_fast.ops.siglip_loss",
     "LARS": "ssl_fast.optim",
     "EMA": "ssl_fast.optim",
 }

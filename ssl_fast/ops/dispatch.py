@@ -14,6 +14,8 @@ from torch import Tensor
 OPS = {
     "nt_xent": ("triton", "cpp", "reference"),
     "info_nce": ("triton", "cpp", "reference"),
+    "clip_loss": ("triton", "cpp", "reference"),
+    "siglip_loss": ("triton", "cpp", "reference"),
     "multi_tensor": ("cuda", "cpp", "reference"),
 }
 _DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",)}
