@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ssl_fast.ops.arcface import combined_margin as combined_margin
     from ssl_fast.ops.arcface import cosface as cosface
     from ssl_fast.ops.curricularface import curricularface as curricularface
+    from ssl_fast.ops.clip_loss import CLIPLoss as CLIPLoss
+    from ssl_fast.ops.clip_loss import clip_loss as clip_loss
     from ssl_fast.ops.dispatch import backends as backends
     from ssl_fast.ops.dino import DINOCenter as DINOCenter
     from ssl_fast.ops.dino import DINOLoss as DINOLoss
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from ssl_fast.ops.sinkhorn import sinkhorn as sinkhorn
     from ssl_fast.ops.swav import SwAVLoss as SwAVLoss
     from ssl_fast.ops.swav import swav_loss as swav_loss
+    from ssl_fast.ops.siglip_loss import SigLIPLoss as SigLIPLoss
+    from ssl_fast.ops.siglip_loss import siglip_loss as siglip_loss
     from ssl_fast.optim import EMA as EMA
     from ssl_fast.optim import LARS as LARS
 
@@ -83,6 +87,10 @@ _HOME = {
     "adaface": "ssl_fast.ops.adaface",
     "curricularface": "ssl_fast.ops.curricularface",
     "MarginHead": "ssl_fast.ops.margin_head",
+    "clip_loss": "ssl_fast.ops.clip_loss",
+    "CLIPLoss": "ssl_fast.ops.clip_loss",
+    "siglip_loss": "ssl_fast.ops.siglip_loss",
+    "SigLIPLoss": "ssl_fast.ops.siglip_loss",
     "LARS": "ssl_fast.optim",
     "EMA": "ssl_fast.optim",
 }

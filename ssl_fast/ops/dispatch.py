@@ -22,6 +22,8 @@ OPS = {
     "prototype_logits": ("triton", "reference"),
     "koleo": ("cpp", "reference"),
     "margin_softmax": ("cpp", "reference"),
+    "clip_loss": ("triton", "cpp", "reference"),
+    "siglip_loss": ("triton", "cpp", "reference"),
     "multi_tensor": ("cuda", "cpp", "reference"),
 }
 _DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",)}

@@ -2,11 +2,13 @@ r"""InfoNCE against a queue of negatives (MoCo): loss and gradients in one pass 
 
     loss_i = -log( exp(s_i) / (exp(s_i) + sum_j exp(s_ij)) ),   s_i = <q_i, k_i> / temperature
                                                                 s_ij = <q_i, u_j> / temperature
-with q, k at unit length and u the rows of the queue, which are unit vectors already.
+with q, k at unit length and u the rows of the queue, which are unit vectors already. Without a queue (MoCo v3), u are
+the keys of the other samples, of all ranks: CLIP's loss in one direction.
 
 Letters: N samples, D embedding, K rows of the queue.
 
-Reference: He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning", arXiv:1911.05722, Eq. 1.
+Reference: He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning", arXiv:1911.05722, Eq. 1;
+Chen et al. 2021, "An Empirical Study of Training Self-Supervised Vision Transformers", arXiv:2104.02057, Alg. 1.
 """
 
 from typing import Any
@@ -17,13 +19,15 @@ from torch import Tensor, nn
 
 from ssl_fast.distributed import Group, all_gather_rows, global_mean, global_sum, gradient_factor
 from ssl_fast.ops import contract
+from ssl_fast.ops.clip_loss import clip_loss_reference, contrast
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.two_towers import check_towers
 
 
 def info_nce_reference(
     q: Tensor,  # [N, D]
     k: Tensor,  # [N, D]
-    queue: Tensor,  # [K, D]
+    queue: Tensor | None = None,  # [K, D]
     *,
     temperature: float | Tensor = 0.07,
     normalize: bool = True,
@@ -31,6 +35,9 @@ def info_nce_reference(
     reduction: str = "mean",
 ) -> Tensor:
     """The equation in plain torch, in the dtype of q: oracle and baseline. Differentiable any number of times."""
+    if queue is None:
+        loss = clip_loss_reference(q, k, 1 / temperature, normalize, weight, reduction, sides=1)
+        return loss.squeeze(0)
     if normalize:
         q, k = F.normalize(q, dim=1, eps=1e-12), F.normalize(k, dim=1, eps=1e-12)
     positive = (q * k).sum(1, keepdim=True)  # [N, 1]
@@ -159,7 +166,7 @@ contract.register(
 def info_nce(
     q: Tensor,  # [N, D]
     k: Tensor,  # [N, D]
-    queue: Tensor,  # [K, D]
+    queue: Tensor | None = None,  # [K, D]
     *,
     temperature: float | Tensor = 0.07,
     normalize: bool = True,
@@ -178,11 +185,13 @@ def info_nce(
     Args:
         q: queries, [N, D].
         k: keys, [N, D]; row i is the positive of query i. They get a gradient when they require one.
-        queue: negatives, [K, D], unit rows, bf16 or the dtype of q; any K.
+        queue: negatives, [K, D], unit rows, bf16 or the dtype of q; any K. None: the negatives of a query are the keys
+            of all other samples of all ranks. MoCo v3 calls it twice, (q1, k2) and (q2, k1), with keys that need no
+            gradient; its factor 2 temperature is the method's.
         temperature: positive number, or a tensor of shape [] that may need a gradient.
         normalize: scale q and k to unit length first (norms are clamped at 1e-12). False: rows are taken as they are.
         weight: weights >= 0 of the samples, [N]; "mean" is then the weighted mean. They may need a gradient.
-        group: process group over which "mean" and "sum" run; local batches may differ in size. The queue is each rank's
+        group: process group over which "mean" and "sum" run; local batches may differ in size. A queue is each rank's
             own copy of the same rows. None: this process alone.
         grad_reduce: "mean" when gradients are averaged over the ranks afterwards (DDP): they are multiplied by the
             number of ranks. "sum" when they are added.
@@ -195,15 +204,19 @@ def info_nce(
 
     Raises:
         ValueError: an argument has a wrong shape, dtype, device or value.
-        RuntimeError: `impl` is not available here.
+        RuntimeError: `impl` is not available here, or without a queue a second derivative with `group`.
 
     Example:
         >>> q, queue = torch.eye(2, 3), torch.eye(3)[2:]
         >>> round(info_nce(q, q, queue, temperature=1.0).item(), 4)  # log(e + 1) - 1
         0.3133
+        >>> round(info_nce(q, q, temperature=1.0).item(), 4)  # the same, against the other sample's key
+        0.3133
 
-    Reference: He et al. 2020, arXiv:1911.05722, Eq. 1.
+    Reference: He et al. 2020, arXiv:1911.05722, Eq. 1; Chen et al. 2021, arXiv:2104.02057, Alg. 1.
     """
+    if queue is None:
+        return _among_keys(q, k, temperature, normalize, weight, group, grad_reduce, reduction, impl)
     contract.check_rows("q", q)
     contract.check_rows("k", k, q, "q")
     contract.check_rows("queue", queue)
@@ -229,6 +242,19 @@ def info_nce(
     return _reduced(loss, weight, group, grad_reduce, reduction)
 
 
+def _among_keys(
+    q: Tensor,  # [N, D]
+    k: Tensor,  # [N, D]
+    temperature: float | Tensor,
+    *options: Any,
+) -> Tensor:
+    """Each query against the keys of all samples: CLIP's loss from the queries to the keys."""
+    q, k = check_towers(q, k, "q", "k")
+    tensor, inverse = contract.split_temperature(temperature)
+    scale = None if tensor is None else tensor.reciprocal()
+    return contrast(q, k, (scale, inverse), 1, *options).squeeze(0)
+
+
 class InfoNCELoss(nn.Module):
     """`info_nce` as a module; the arguments are those of the function."""
 
@@ -250,7 +276,7 @@ class InfoNCELoss(nn.Module):
         self,
         q: Tensor,  # [N, D]
         k: Tensor,  # [N, D]
-        queue: Tensor,  # [K, D]
+        queue: Tensor | None = None,  # [K, D]
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
         """`info_nce(q, k, queue, weight=weight)` with the module's settings."""
