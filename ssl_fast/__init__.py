@@ -13,12 +13,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ssl_fast.ops.dcl import DCLLoss as DCLLoss
+    from ssl_fast.ops.dcl import dcl as dcl
     from ssl_fast.ops.dispatch import backends as backends
     from ssl_fast.ops.info_nce import InfoNCELoss as InfoNCELoss
     from ssl_fast.ops.info_nce import MoCoQueue as MoCoQueue
     from ssl_fast.ops.info_nce import info_nce as info_nce
     from ssl_fast.ops.nt_xent import NTXentLoss as NTXentLoss
     from ssl_fast.ops.nt_xent import nt_xent as nt_xent
+    from ssl_fast.ops.supcon import SupConLoss as SupConLoss
+    from ssl_fast.ops.supcon import supcon as supcon
     from ssl_fast.optim import EMA as EMA
     from ssl_fast.optim import LARS as LARS
 
@@ -31,6 +35,10 @@ _HOME = {
     "info_nce": "ssl_fast.ops.info_nce",
     "InfoNCELoss": "ssl_fast.ops.info_nce",
     "MoCoQueue": "ssl_fast.ops.info_nce",
+    "supcon": "ssl_fast.ops.supcon",
+    "SupConLoss": "ssl_fast.ops.supcon",
+    "dcl": "ssl_fast.ops.dcl",
+    "DCLLoss": "ssl_fast.ops.dcl",
     "LARS": "ssl_fast.optim",
     "EMA": "ssl_fast.optim",
 }
