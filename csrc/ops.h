@@ -22,11 +22,14 @@ void set_isa(const std::string& name);
 // --- Contrastive losses. dtype: DType of x (q, k). Outputs are float32, or float64 for float64 inputs. All contiguous.
 // ---
 
-// NT-Xent's loss and log of the total normaliser sum_{j != i} exp(s_ij), of rows [begin, end) = R rows.
+// NT-Xent's loss and log of the total normaliser sum_{j != i} exp(s_ij), of rows [begin, end) = R rows. With classes,
+// SupCon's. Decoupled: the positive is in no normaliser (DCL). log_l is infinite for a row that has no loss.
 void nt_xent_forward(Address x,  // [N, D]
                      int dtype,
-                     Address positive,  // [N] int64, each another row
+                     Address positive,  // [N] int64, each another row; with classes the row itself, but of a pair
+                     Address classes,   // [N] int64 in [0, N), -1 for rows that take no part; or 0: pairs alone
                      int64_t N, int64_t D, int64_t begin, int64_t end, double inv_temperature, bool normalize,
+                     bool decoupled,
                      Address loss,   // [R]
                      Address log_l,  // [R]
                      int threads);
@@ -34,9 +37,11 @@ void nt_xent_forward(Address x,  // [N, D]
 void nt_xent_backward(Address x,  // [N, D]
                       int dtype,
                       Address positive,  // [N] int64
+                      Address classes,   // [N] int64 or 0
                       Address coef,      // [N], in the dtype of the outputs
                       Address log_l,     // [N], in the dtype of the outputs
                       int64_t N, int64_t D, int64_t begin, int64_t end, double inv_temperature, bool normalize,
+                      bool decoupled,
                       Address dx,   // [R, D]
                       Address zdz,  // [R]
                       int threads);

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ssl_fast.ops.curricularface import curricularface as curricularface
     from ssl_fast.ops.clip_loss import CLIPLoss as CLIPLoss
     from ssl_fast.ops.clip_loss import clip_loss as clip_loss
+    from ssl_fast.ops.dcl import DCLLoss as DCLLoss
+    from ssl_fast.ops.dcl import dcl as dcl
     from ssl_fast.ops.dispatch import backends as backends
     from ssl_fast.ops.dino import DINOCenter as DINOCenter
     from ssl_fast.ops.dino import DINOLoss as DINOLoss
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     from ssl_fast.ops.swav import swav_loss as swav_loss
     from ssl_fast.ops.siglip_loss import SigLIPLoss as SigLIPLoss
     from ssl_fast.ops.siglip_loss import siglip_loss as siglip_loss
+    from ssl_fast.ops.supcon import SupConLoss as SupConLoss
+    from ssl_fast.ops.supcon import supcon as supcon
     from ssl_fast.optim import EMA as EMA
     from ssl_fast.optim import LARS as LARS
 
@@ -91,6 +95,10 @@ _HOME = {
     "CLIPLoss": "ssl_fast.ops.clip_loss",
     "siglip_loss": "ssl_fast.ops.siglip_loss",
     "SigLIPLoss": "ssl_fast.ops.siglip_loss",
+    "supcon": "ssl_fast.ops.supcon",
+    "SupConLoss": "ssl_fast.ops.supcon",
+    "dcl": "ssl_fast.ops.dcl",
+    "DCLLoss": "ssl_fast.ops.dcl",
     "LARS": "ssl_fast.optim",
     "EMA": "ssl_fast.optim",
 }

@@ -1,5 +1,5 @@
-// What NT-Xent's forward and backward share: the rows of one call, loaded, and the cells of a tile that are no
-// negatives.
+// What the forward and backward of NT-Xent, SupCon and DCL share: the rows of one call, loaded, and the cells of a tile
+// that are no negatives.
 #pragma once
 
 #include <algorithm>
@@ -37,8 +37,8 @@ int64_t row_stride(const Tiles<T>& t, int64_t D) {
 // z of all rows, row-major; and, of the rows wanted, the transposed panels.
 template <typename T>
 struct Contrast {
-  Contrast(const void* x, DType dtype, const int64_t* positive, int64_t N, int64_t D, Range wanted,
-           double inv_temperature, bool normalize, int threads)
+  Contrast(const void* x, DType dtype, const int64_t* positive, const int64_t* classes, int64_t N, int64_t D,
+           Range wanted, double inv_temperature, bool normalize, int threads)
       : t(tiles<T>()),
         N(N),
         D(D),
@@ -46,12 +46,14 @@ struct Contrast {
         ld(row_stride(t, D)),
         wanted(wanted),
         positive(positive),
+        classes(classes),
         inv_temperature(inv_temperature),
         scale(static_cast<T>(inv_temperature * kLog2E)),
         z(round_up(N, t.row_block) * ld),
         panels(round_up(wanted.size(), t.panel) * D),
         norms(N) {
     check_positives();
+    check_classes();
     load(x, dtype, normalize, threads);
     const T longest = normalize ? T(1) : *std::max_element(norms.get(), norms.get() + N);
     bound = inv_temperature * static_cast<double>(longest) * static_cast<double>(longest);
@@ -67,6 +69,7 @@ struct Contrast {
     return {wanted.begin + tile * kTile, std::min(wanted.end, wanted.begin + (tile + 1) * kTile)};
   }
   const T* row(int64_t i) const { return z.get() + i * ld; }
+  bool left_out(int64_t i) const { return some_left_out && classes[i] < 0; }
   T logit(int64_t i, int64_t j) const { return static_cast<T>(inv_temperature) * t.dot(row(i), row(j), width); }
 
   // tile[a][b] = <z_a, z_b>, b among the wanted rows and beginning on one of their tiles.
@@ -83,6 +86,8 @@ struct Contrast {
   const int64_t N, D, width, ld;
   const Range wanted;
   const int64_t* const positive;  // [N]
+  const int64_t* const classes;   // [N] or null
+  bool some_left_out = false;
   const double inv_temperature;
   const T scale;     // inv_temperature log2(e): 2^(scale <z_i, z_j>) = exp(s_ij)
   Buffer<T> z;       // [N, ld] (and zero rows up to a whole row block)
@@ -93,10 +98,20 @@ struct Contrast {
  private:
   void check_positives() const {
     for (int64_t i = 0; i < N; ++i) {
-      if (positive[i] < 0 || positive[i] >= N || positive[i] == i) {
+      if (positive[i] < 0 || positive[i] >= N || (positive[i] == i && classes == nullptr)) {
         throw std::invalid_argument("positive[" + std::to_string(i) + "] must be another row in [0, " +
                                     std::to_string(N) + "), got " + std::to_string(positive[i]));
       }
+    }
+  }
+
+  void check_classes() {
+    for (int64_t i = 0; classes != nullptr && i < N; ++i) {
+      if (classes[i] < -1 || classes[i] >= N) {
+        throw std::invalid_argument("classes[" + std::to_string(i) + "] must be in [-1, " + std::to_string(N) +
+                                    "), got " + std::to_string(classes[i]));
+      }
+      some_left_out |= classes[i] < 0;
     }
   }
 
@@ -130,6 +145,19 @@ struct OneSided {
   const Cell* end() const { return cells + count; }
 };
 
+// Takes the rows of no class out of the tile, whichever side they are on.
+template <typename T>
+void exclude_left_out(const Contrast<T>& c, Range rows, Range columns, T* tile) {
+  if (!c.some_left_out) return;
+  constexpr T never = -std::numeric_limits<T>::infinity();
+  for (int64_t a = rows.begin; a < rows.end; ++a) {
+    T* row = tile + (a - rows.begin) * kTile;
+    for (int64_t b = columns.begin; b < columns.end; ++b) {
+      if (c.left_out(a) || c.left_out(b)) row[b - columns.begin] = never;
+    }
+  }
+}
+
 // Takes self pairs and positives out of the tile (score -infinity).
 template <typename T>
 OneSided<T> exclude(const Contrast<T>& c, Range rows, Range columns, T* tile) {
@@ -153,6 +181,7 @@ OneSided<T> exclude(const Contrast<T>& c, Range rows, Range columns, T* tile) {
     if (columns.contains(c.positive[a])) row[c.positive[a] - columns.begin] = never;
   }
   for (const auto& cell : found) tile[cell.a * kTile + cell.b] = never;
+  exclude_left_out(c, rows, columns, tile);
   return found;
 }
 

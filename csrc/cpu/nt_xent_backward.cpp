@@ -3,6 +3,9 @@
 //   dz_i = 1/T [ sum_{j negative} (coef_i p_ij + coef_j p_ji) z_j - coef_i q_i z_positive(i) - sum_{j: positive(j) = i}
 //   coef_j q_j z_j ]
 // q is summed again here rather than taken as 1 - p: nothing cancels when the views are aligned.
+// DCL: l_i is the sum over the negatives, and 1 stands in the place of q. Classes of three rows or more (SupCon): the
+// sum over j runs over all other rows, and every positive pulls with coef_i / |P(i)|, through the sums over the class.
+#include "cpu/class_sums.h"
 #include "cpu/contrast.h"
 #include "ops.h"
 
@@ -11,8 +14,10 @@ namespace {
 
 template <typename T>
 struct Backward {
-  Backward(const Contrast<T>& c, const T* coef, const T* log_l, int threads)
+  Backward(const Contrast<T>& c, const T* coef, const T* log_l, bool decoupled, int threads)
       : c(c),
+        of_classes(c, threads, coef),
+        decoupled(decoupled),
         threads(threads),
         fixed(c.fixed_offset()),
         bias(c.fixed_bias()),
@@ -88,8 +93,9 @@ struct Backward {
     });
   }
 
-  // coef_i q_i: what row i's loss pulls it towards its positive with.
+  // coef_i q_i: what row i's loss pulls it towards its only positive with.
   T pull(int64_t i) const {
+    if (decoupled) return std::isinf(log_l[i]) ? T(0) : coef[i];
     if (c.wanted.contains(i)) return coef[i] * q[i - c.wanted.begin] * inverse_l[i];
     return coef[i] * static_cast<T>(-std::expm1(static_cast<double>(c.logit(i, c.positive[i])) - log_l[i]));
   }
@@ -102,6 +108,8 @@ struct Backward {
   }
 
   const Contrast<T>& c;
+  const ClassSums<T> of_classes;
+  const bool decoupled;
   const int threads;
   const bool fixed;
   const T bias;
@@ -130,9 +138,14 @@ void finish(Backward<T>& b, const Pullers& pullers, int64_t r, bool normalize, T
   const Contrast<T>& c = b.c;
   const int64_t i = c.wanted.begin + r;
   T* dz = b.dz.get() + r * c.ld;
-  c.t.axpy(-b.pull(i), c.row(c.positive[i]), dz, c.width);
-  for (int64_t k = pullers.begins[i]; k < pullers.begins[i + 1]; ++k) {
-    c.t.axpy(-b.pull(pullers.rows[k]), c.row(pullers.rows[k]), dz, c.width);
+  const int64_t num_positives = b.of_classes.num_positives(i);
+  if (num_positives == 1) {
+    c.t.axpy(-b.pull(i), c.row(c.positive[i]), dz, c.width);
+    for (int64_t k = pullers.begins[i]; k < pullers.begins[i + 1]; ++k) {
+      c.t.axpy(-b.pull(pullers.rows[k]), c.row(pullers.rows[k]), dz, c.width);
+    }
+  } else if (num_positives > 1) {
+    b.of_classes.pull(i, b.coef[i] / static_cast<T>(num_positives), dz);
   }
   c.t.scale(static_cast<T>(c.inv_temperature), dz, c.width);
   *zdz = c.t.dot(c.row(i), dz, c.width);
@@ -145,11 +158,12 @@ void finish(Backward<T>& b, const Pullers& pullers, int64_t r, bool normalize, T
 }
 
 template <typename T>
-void backward(Address x, DType dtype, const int64_t* positive, Address coef, Address log_l, int64_t N, int64_t D,
-              Range wanted, double inv_temperature, bool normalize, Address dx, Address zdz, int threads) {
-  const Contrast<T> c(reinterpret_cast<const void*>(x), dtype, positive, N, D, wanted, inv_temperature, normalize,
-                      threads);
-  Backward<T> b(c, reinterpret_cast<const T*>(coef), reinterpret_cast<const T*>(log_l), threads);
+void backward(Address x, DType dtype, const int64_t* positive, const int64_t* classes, Address coef, Address log_l,
+              int64_t N, int64_t D, Range wanted, double inv_temperature, bool normalize, bool decoupled, Address dx,
+              Address zdz, int threads) {
+  const Contrast<T> c(reinterpret_cast<const void*>(x), dtype, positive, classes, N, D, wanted, inv_temperature,
+                      normalize, threads);
+  Backward<T> b(c, reinterpret_cast<const T*>(coef), reinterpret_cast<const T*>(log_l), decoupled, threads);
   const Pullers pullers(positive, N);
   b.sum_pairs();
   parallel_for(threads, num_tiles(wanted.size()), [&](int64_t tile, int) {
@@ -161,14 +175,15 @@ void backward(Address x, DType dtype, const int64_t* positive, Address coef, Add
 
 }  // namespace
 
-void nt_xent_backward(Address x, int dtype, Address positive, Address coef, Address log_l, int64_t N, int64_t D,
-                      int64_t begin, int64_t end, double inv_temperature, bool normalize, Address dx, Address zdz,
-                      int threads) {
+void nt_xent_backward(Address x, int dtype, Address positive, Address classes, Address coef, Address log_l, int64_t N,
+                      int64_t D, int64_t begin, int64_t end, double inv_temperature, bool normalize, bool decoupled,
+                      Address dx, Address zdz, int threads) {
   if (begin >= end) return;
   const auto* pairs = reinterpret_cast<const int64_t*>(positive);
+  const auto* ids = reinterpret_cast<const int64_t*>(classes);
   const auto type = static_cast<DType>(dtype);
   const auto run = type == DType::float64 ? backward<double> : backward<float>;
-  run(x, type, pairs, coef, log_l, N, D, {begin, end}, inv_temperature, normalize, dx, zdz, threads);
+  run(x, type, pairs, ids, coef, log_l, N, D, {begin, end}, inv_temperature, normalize, decoupled, dx, zdz, threads);
 }
 
 }  // namespace ssl_fast

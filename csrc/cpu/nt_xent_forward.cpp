@@ -1,5 +1,8 @@
 // NT-Xent, forward: l_i = sum over the negatives j of exp(s_ij), loss_i = softplus(log l_i - s_i,positive).
 // The positive stays out of the sum, so that nothing cancels when the views are aligned.
+// DCL: loss_i = log l_i - s_i,positive. Classes of three rows or more (SupCon): l_i is the sum over all other rows and
+// loss_i = log l_i - mean of s over the positives.
+#include "cpu/class_sums.h"
 #include "cpu/contrast.h"
 #include "ops.h"
 
@@ -52,13 +55,30 @@ void online_sums(const Contrast<T>& c, T* sums, T* offsets, int threads) {
         if (rows.contains(b)) column[(b - rows.begin) * kTile] = never;
         if (rows.contains(c.positive[b])) column[(c.positive[b] - rows.begin) * kTile] = never;
       }
+      exclude_left_out(c, rows, columns, tile);
       c.t.online_exp(tile, rows.size(), columns.size(), c.scale, offset, l, factors);
     }
   });
 }
 
+struct RowLoss {
+  double loss, log_l;
+};
+constexpr RowLoss kNoLoss = {0, std::numeric_limits<double>::infinity()};
+
+RowLoss pair_loss(double log_negatives, double s) {
+  const double above = log_negatives - s;
+  const double softplus = above > 0 ? above + std::log1p(std::exp(-above)) : std::log1p(std::exp(above));
+  return {softplus, softplus + s};
+}
+
+RowLoss decoupled_loss(double log_negatives, double s) {
+  const bool alone = log_negatives == -std::numeric_limits<double>::infinity();
+  return alone ? kNoLoss : RowLoss{log_negatives - s, log_negatives};
+}
+
 template <typename T>
-void losses(const Contrast<T>& c, T* loss, T* log_l, int threads) {
+void losses(const Contrast<T>& c, bool decoupled, T* loss, T* log_l, int threads) {
   const int64_t R = c.wanted.size();
   Buffer<T> sums(round_up(R, kTile)), offsets(round_up(R, kTile), -c.fixed_bias());
   if (c.all_rows() && c.fixed_offset()) {
@@ -66,35 +86,43 @@ void losses(const Contrast<T>& c, T* loss, T* log_l, int threads) {
   } else {
     online_sums(c, sums.get(), offsets.get(), threads);
   }
+  const ClassSums<T> of_classes(c, threads);
   parallel_for(threads, num_tiles(R), [&](int64_t tile, int) {
     for (int64_t r = tile * kTile; r < std::min(R, (tile + 1) * kTile); ++r) {
-      const int64_t i = c.wanted.begin + r;
-      const double s = c.logit(i, c.positive[i]);
-      const double above = std::log(static_cast<double>(sums[r])) + offsets[r] / kLog2E - s;
-      const double softplus = above > 0 ? above + std::log1p(std::exp(-above)) : std::log1p(std::exp(above));
-      loss[r] = static_cast<T>(softplus);
-      log_l[r] = static_cast<T>(softplus + s);
+      const int64_t i = c.wanted.begin + r, num_positives = of_classes.num_positives(i);
+      const double log_sum = std::log(static_cast<double>(sums[r])) + offsets[r] / kLog2E;
+      RowLoss row = kNoLoss;
+      if (num_positives > 1) {
+        row = {log_sum - of_classes.mean_logit(i), log_sum};
+      } else if (num_positives == 1) {
+        row = (decoupled ? decoupled_loss : pair_loss)(log_sum, c.logit(i, c.positive[i]));
+      }
+      loss[r] = static_cast<T>(row.loss);
+      log_l[r] = static_cast<T>(row.log_l);
     }
   });
 }
 
 template <typename T>
-void forward(Address x, DType dtype, const int64_t* positive, int64_t N, int64_t D, Range wanted,
-             double inv_temperature, bool normalize, Address loss, Address log_l, int threads) {
-  const Contrast<T> c(reinterpret_cast<const void*>(x), dtype, positive, N, D, wanted, inv_temperature, normalize,
-                      threads);
-  losses(c, reinterpret_cast<T*>(loss), reinterpret_cast<T*>(log_l), threads);
+void forward(Address x, DType dtype, const int64_t* positive, const int64_t* classes, int64_t N, int64_t D,
+             Range wanted, double inv_temperature, bool normalize, bool decoupled, Address loss, Address log_l,
+             int threads) {
+  const Contrast<T> c(reinterpret_cast<const void*>(x), dtype, positive, classes, N, D, wanted, inv_temperature,
+                      normalize, threads);
+  losses(c, decoupled, reinterpret_cast<T*>(loss), reinterpret_cast<T*>(log_l), threads);
 }
 
 }  // namespace
 
-void nt_xent_forward(Address x, int dtype, Address positive, int64_t N, int64_t D, int64_t begin, int64_t end,
-                     double inv_temperature, bool normalize, Address loss, Address log_l, int threads) {
+void nt_xent_forward(Address x, int dtype, Address positive, Address classes, int64_t N, int64_t D, int64_t begin,
+                     int64_t end, double inv_temperature, bool normalize, bool decoupled, Address loss, Address log_l,
+                     int threads) {
   if (begin >= end) return;
   const auto* pairs = reinterpret_cast<const int64_t*>(positive);
+  const auto* ids = reinterpret_cast<const int64_t*>(classes);
   const auto type = static_cast<DType>(dtype);
   const auto run = type == DType::float64 ? forward<double> : forward<float>;
-  run(x, type, pairs, N, D, {begin, end}, inv_temperature, normalize, loss, log_l, threads);
+  run(x, type, pairs, ids, N, D, {begin, end}, inv_temperature, normalize, decoupled, loss, log_l, threads);
 }
 
 }  // namespace ssl_fast

@@ -13,6 +13,8 @@ from torch import Tensor
 # The implementations of each op, in the order in which `auto` tries those of the tensors' device.
 OPS = {
     "nt_xent": ("triton", "cpp", "reference"),
+    "supcon": ("triton", "cpp", "reference"),
+    "dcl": ("triton", "cpp", "reference"),
     "info_nce": ("triton", "cpp", "reference"),
     "byol": ("reference",),
     "vicreg": ("reference",),
@@ -26,6 +28,7 @@ OPS = {
     "siglip_loss": ("triton", "cpp", "reference"),
     "multi_tensor": ("cuda", "cpp", "reference"),
 }
+_MODULES = {"supcon": "nt_xent", "dcl": "nt_xent"}  # ops that run on the kernels of another
 _DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",)}
 _taken: dict[str, str] = {}
 
@@ -33,7 +36,7 @@ _taken: dict[str, str] = {}
 @cache
 def _load(op: str, impl: str) -> ModuleType | str:
     """The implementation's module, or why it cannot be imported."""
-    name = f"ssl_fast.ops.{impl}.{op}"
+    name = f"ssl_fast.ops.{impl}.{_MODULES.get(op, op)}"
     try:
         return import_module(name)
     except ImportError as error:

@@ -44,8 +44,11 @@ def test_the_registered_op_keeps_torchs_rules(with_temperature: bool, impl: str,
     x = torch.cat(views(6, 4)).detach().float().to(device).requires_grad_()
     t = torch.tensor(0.3, device=device, requires_grad=True) if with_temperature else None
     weight = torch.rand(6, device=device) if with_temperature else None
-    torch.library.opcheck(torch.ops.ssl_fast.nt_xent, (x, weight, t, 5.0, True, True, "", 1, impl, True))
-    torch.library.opcheck(torch.ops.ssl_fast.nt_xent_rows, (x, t, 5.0, True, "", impl))
+    kind = ("nt_xent", 2, impl)
+    torch.library.opcheck(
+        torch.ops.ssl_fast.self_contrast, (x, None, weight, t, 5.0, True, True, "", 1, *kind, True)
+    )
+    torch.library.opcheck(torch.ops.ssl_fast.self_contrast_rows, (x, None, t, 5.0, True, "", *kind))
 
 
 # Arguments
@@ -66,7 +69,7 @@ def test_module_is_the_function(impl: str, device: str) -> None:
         ((torch.ones(3), torch.ones(3)), {}, r"z1 must be floating point of shape \[N, D\].*\[3\]"),
         ((torch.ones(3, 2).int(), torch.ones(3, 2)), {}, "z1 must be floating point.*int32"),
         ((torch.ones(3, 2), torch.ones(4, 2)), {}, r"z2 must have the shape.*of z1, \[3, 2\].*got \[4, 2\]"),
-        ((torch.ones(3, 2),) * 3, {}, "takes two views, got 3"),
+        ((*(torch.ones(3, 2),) * 3, torch.ones(2, 2)), {}, r"z4 must have the shape.*of z1, \[3, 2\].*got \[2, 2\]"),
         ((torch.ones(3, 2),) * 2, {"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ((torch.ones(3, 2),) * 2, {"temperature": float("nan")}, "temperature must be positive, got nan"),
         ((torch.ones(3, 2),) * 2, {"temperature": torch.ones(1)}, r"temperature must be.*shape \[\].*\[1\]"),

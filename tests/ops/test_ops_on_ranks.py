@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssl_fast import MoCoQueue, distributed, info_nce, nt_xent
+from ssl_fast import MoCoQueue, dcl, distributed, info_nce, nt_xent, supcon
 from tests.ops.conftest import usable
 from tests.ranks import run_ranks
 
@@ -32,16 +32,17 @@ class Net(nn.Module):
         return x @ self.weight
 
 
-def samples(world_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Two views [N, 6] and weights [N] of the joined batch."""
+def samples(world_size: int) -> tuple[Tensor, ...]:
+    """Two views [N, 6], weights [N] and labels [N] of the joined batch; -1 takes no part, one class has one row."""
     generator = torch.Generator().manual_seed(1)
     num_rows = sum(SIZES[world_size])
     x1, x2 = torch.randn(2, num_rows, 6, generator=generator, dtype=torch.float64)
-    return x1, x2, torch.rand(num_rows, generator=generator, dtype=torch.float64)
+    weight = torch.rand(num_rows, generator=generator, dtype=torch.float64)
+    return x1, x2, weight, torch.tensor([0, 1, 2, 0, -1, 1, 0, 5, 2, 2])[:num_rows]
 
 
 def losses(impl: str, grad_reduce: str) -> dict[str, Loss]:
-    """By name; each takes the net, (view 1, view 2, weights) and the group."""
+    """By name; each takes the net, (view 1, view 2, weights, labels) and the group."""
     queue = torch.nn.functional.normalize(torch.randn(9, 7, generator=torch.Generator().manual_seed(2)).double())
 
     def by_nt_xent(reduction: str, weighted: bool) -> Loss:
@@ -55,6 +56,23 @@ def losses(impl: str, grad_reduce: str) -> dict[str, Loss]:
         rows = nt_xent(net(data[0]), net(data[1]), **options)  # type: ignore[arg-type]
         return distributed.global_mean(rows.mean(0), data[2], group, grad_reduce)
 
+    def by_supcon(reduction: str, weighted: bool) -> Loss:
+        return lambda net, data, group: supcon(
+            net(data[0]), data[3], temperature=net.temperature, weight=data[2] if weighted else None,
+            group=group, grad_reduce=grad_reduce, reduction=reduction, impl=impl,
+        )  # fmt: skip
+
+    def by_dcl(sigma: float | None, reduction: str) -> Loss:
+        return lambda net, data, group: dcl(
+            net(data[0]), net(data[1]), temperature=net.temperature, sigma=sigma, weight=data[2],
+            group=group, grad_reduce=grad_reduce, reduction=reduction, impl=impl,
+        )  # fmt: skip
+
+    def by_three_views(net: Net, data: tuple[Tensor, ...], group: dist.ProcessGroup | None) -> Tensor:
+        z1, z2 = net(data[0]), net(data[1])
+        options = {"temperature": net.temperature, "grad_reduce": grad_reduce, "impl": impl}
+        return nt_xent(z1, z2, z1 - 0.5 * z2, weight=data[2], group=group, **options)  # type: ignore[arg-type]
+
     def by_info_nce(reduction: str) -> Loss:
         return lambda net, data, group: info_nce(
             net(data[0]), net(data[1]), queue, temperature=net.temperature, weight=data[2],
@@ -66,6 +84,13 @@ def losses(impl: str, grad_reduce: str) -> dict[str, Loss]:
         "weighted nt_xent": by_nt_xent("mean", weighted=True),
         "sum of nt_xent": by_nt_xent("sum", weighted=True),
         "rows of nt_xent": by_rows,
+        "three views": by_three_views,
+        "supcon": by_supcon("mean", weighted=False),
+        "weighted supcon": by_supcon("mean", weighted=True),
+        "sum of supcon": by_supcon("sum", weighted=True),
+        "dcl": by_dcl(None, "mean"),
+        "weighted dcl": by_dcl(0.5, "mean"),
+        "sum of dcl": by_dcl(0.5, "sum"),
         "info_nce": by_info_nce("mean"),
         "sum of info_nce": by_info_nce("sum"),
     }
@@ -74,7 +99,7 @@ def losses(impl: str, grad_reduce: str) -> dict[str, Loss]:
 def step(loss: Loss, data: tuple[Tensor, ...], group: dist.ProcessGroup | None) -> tuple[Tensor, Net, Tensor]:
     """Value (squared, so that the upstream gradient is not 1), the net with gradients, gradient of the weights."""
     net, weight = Net(), data[2].clone().requires_grad_()
-    value = loss(net, (*data[:2], weight), group).square()
+    value = loss(net, (*data[:2], weight, *data[3:]), group).square()
     value.backward()
     return value.detach(), net, torch.zeros_like(weight) if weight.grad is None else weight.grad
 
@@ -104,7 +129,7 @@ def compiled(rank: int, world_size: int, impl: str) -> None:
     group = distributed.world()
     mine = tuple(t.split(SIZES[world_size])[rank] for t in samples(world_size))
     for name, loss in losses(impl, "mean").items():
-        if "nt_xent" in name and "rows" not in name:
+        if name in ("nt_xent", "weighted nt_xent", "sum of nt_xent", "weighted supcon"):
             torch._dynamo.reset()
             value, net, _ = step(torch.compile(loss, fullgraph=True, backend="aot_eager"), mine, group)
             expected, eager, _ = step(loss, mine, group)

@@ -1,4 +1,4 @@
-"""NT-Xent in Triton: symmetric forward over triangular tiles, row-owned backward, no N x N matrix.
+"""NT-Xent, SupCon and DCL in Triton: symmetric forward over triangular tiles, row-owned backward, no N x N matrix.
 
 Letters: N rows (all views and ranks), R the rows wanted, D embedding; s_ij = inv_temperature <z_i, z_j>;
 l_i = sum over j != i of exp(s_ij); loss_i = log l_i - s_i,positive.
@@ -15,6 +15,9 @@ chunk of 128 numbers of the gradient computes the similarities again. Extra memo
 `splits` fp32 rows backward. `positive` is an involution, as two views give it. Results are bit-reproducible, nothing
 is read back by the host, and a CUDA graph can capture both calls.
 
+With classes (SupCon) the forward is row_sum, which adds the positives' cosines up beside the exponentials; the backward
+takes 1 / |P| from G inside the tile, in fp32. A class of two rows is a pair as above.
+
 Reference: Chen et al. 2020, arXiv:2002.05709, Eq. 1.
 """
 
@@ -22,6 +25,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from ssl_fast.ops.classes import Classes
 
 from . import tiles
 from .rows import EPS, row_block, unit_rows
@@ -36,8 +41,13 @@ def forward(
     rows: tuple[int, int],  # begin, end: R = end - begin
     inv_temperature: float | Tensor,
     normalize: bool,
+    classes: Classes | None = None,
+    decoupled: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Losses [R] and log-normalisers [R] (positive included), fp32, of rows begin ... end - 1."""
+    """Losses [R] and log-normalisers [R] (positive included), fp32, of rows begin ... end - 1.
+
+    `decoupled`: the positive is in no normaliser. log_l is infinite for a row that has no loss.
+    """
     inv_temperature = tiles.device_scalar(inv_temperature, x.device)
     x, positive = x.contiguous(), positive.contiguous()
     begin, end = rows
@@ -48,11 +58,11 @@ def forward(
     with tiles.on_device(x):
         cosine = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
         z = unit_rows(x, normalize, tiles.planes(x.dtype), positive, cosine)
-        if tiles.bounded(inv_temperature, normalize) and rows == (0, x.shape[0]):
-            maximum, partial = None, _triangle(z, x, positive, inv_temperature)
+        if tiles.bounded(inv_temperature, normalize) and rows == (0, x.shape[0]) and classes is None:
+            sums = (None, _triangle(z, x, positive, inv_temperature), None)
         else:
-            maximum, partial = _row_sums(z, x, positive, rows, inv_temperature, normalize)
-        _reduce(maximum, partial, cosine, loss, log_l, begin, inv_temperature)
+            sums = _row_sums(z, x, positive, rows, inv_temperature, normalize, classes)
+        _reduce(*sums, cosine, loss, log_l, begin, inv_temperature, classes, decoupled)
     return loss, log_l
 
 
@@ -64,6 +74,8 @@ def backward(
     rows: tuple[int, int],  # begin, end
     inv_temperature: float | Tensor,
     normalize: bool,
+    classes: Classes | None = None,
+    decoupled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """dx [R, D] fp32 of sum_i coef_i loss_i over all rows i, and zdz [R]: <z_i, dz_i> before the norm's backward."""
     inv_temperature = tiles.device_scalar(inv_temperature, x.device)
@@ -76,8 +88,8 @@ def backward(
     with tiles.on_device(x):
         z = unit_rows(x, normalize, tiles.planes(x.dtype))
         coef, log_l = coef.contiguous(), log_l.contiguous()
-        dz, missed = _weighted_sums(z, x, positive, coef, log_l, rows, inv_temperature, normalize)
-        _finish(x, positive, coef, log_l, dz, missed, dx, zdz, begin, inv_temperature, normalize)
+        dz, missed = _weighted_sums(z, x, positive, coef, log_l, rows, inv_temperature, normalize, classes)
+        _finish(x, positive, coef, log_l, dz, missed, dx, zdz, begin, inv_temperature, normalize, decoupled)
     return dx, zdz
 
 
@@ -119,8 +131,9 @@ def _row_sums(
     rows: tuple[int, int],
     inv_temperature: float | Tensor,
     normalize: bool,
-) -> tuple[Tensor | None, Tensor]:
-    """Maxima (None when bounded) and sums of exponentials over the negatives, [splits, R]."""
+    classes: Classes | None,
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Maxima (None when bounded), sums of exponentials and of the positives' cosines (classes), each [splits, R]."""
     from .nt_xent_kernels import row_sum_kernel
 
     num_rows, dim = x.shape
@@ -132,11 +145,14 @@ def _row_sums(
     bounded = tiles.bounded(inv_temperature, normalize)
     partial = torch.empty(parts, wanted, dtype=torch.float32, device=x.device)
     maximum = None if bounded else torch.empty_like(partial)
+    attracted = None if classes is None else torch.empty_like(partial)
     row_sum_kernel[(row_tiles, parts)](
         z,
         positive,
         maximum,
         partial,
+        None if classes is None else classes.ids,
+        attracted,
         inv_temperature,
         num_rows,
         rows[0],
@@ -148,23 +164,27 @@ def _row_sums(
         CHUNKS=chunks,
         BOUNDED=bounded,
         TENSOR_TEMPERATURE=isinstance(inv_temperature, Tensor),
+        CLASSES=classes is not None,
         PLANES=num_planes,
         UPCAST=tiles.interpreted(),
         **tile.options(),
     )
-    return maximum, partial
+    return maximum, partial, attracted
 
 
 def _reduce(
     maximum: Tensor | None,
     partial: Tensor,
+    attracted: Tensor | None,
     cosine: Tensor,
     loss: Tensor,
     log_l: Tensor,
     begin: int,
     inv_temperature: float | Tensor,
+    classes: Classes | None,
+    decoupled: bool,
 ) -> None:
-    from .nt_xent_kernels import loss_kernel
+    from .nt_xent_row_kernels import loss_kernel
 
     parts, wanted = partial.shape
     block_r = 32
@@ -172,6 +192,8 @@ def _reduce(
         maximum,
         partial,
         cosine,
+        None if classes is None else classes.num_positives,
+        attracted,
         loss,
         log_l,
         inv_temperature,
@@ -182,6 +204,8 @@ def _reduce(
         BLOCK_P=1 << (parts - 1).bit_length(),
         BOUNDED=maximum is None,
         TENSOR_TEMPERATURE=isinstance(inv_temperature, Tensor),
+        CLASSES=classes is not None,
+        DECOUPLED=decoupled,
         **tiles.ROW_OPTIONS,
     )
 
@@ -195,9 +219,11 @@ def _weighted_sums(
     rows: tuple[int, int],
     inv_temperature: float | Tensor,
     normalize: bool,
+    classes: Classes | None,
 ) -> tuple[Tensor, Tensor]:
     """G @ Z [splits, R, padded D] and 1 - p_positive [splits, R], one part of the columns each."""
-    from .nt_xent_kernels import backward_kernel, weight_kernel
+    from .nt_xent_kernels import backward_kernel
+    from .nt_xent_row_kernels import weight_kernel
 
     num_rows, dim = x.shape
     num_planes = tiles.planes(x.dtype)
@@ -211,6 +237,10 @@ def _weighted_sums(
         weight_kernel[(-(-num_rows // 1024),)](
             coef, log_l, weight, inv_temperature, num_rows, BLOCK=1024, **tiles.ROW_OPTIONS
         )
+    ids, share = None, None
+    if classes is not None:
+        count = classes.num_positives
+        ids, share = classes.ids, torch.where(count > 1, coef / count, 0)
     dz = torch.empty(parts, wanted, block_d * chunks, dtype=torch.float32, device=x.device)
     missed = torch.empty(parts, wanted, dtype=torch.float32, device=x.device)
     backward_kernel[(row_tiles, parts, chunks)](
@@ -219,6 +249,8 @@ def _weighted_sums(
         coef,
         log_l,
         weight,
+        ids,
+        share,
         dz,
         missed,
         inv_temperature,
@@ -232,6 +264,7 @@ def _weighted_sums(
         CHUNKS=chunks,
         BOUNDED=bounded,
         TENSOR_TEMPERATURE=isinstance(inv_temperature, Tensor),
+        CLASSES=classes is not None,
         PLANES=num_planes,
         UPCAST=tiles.interpreted(),
         **tile.options(),
@@ -251,8 +284,9 @@ def _finish(
     begin: int,
     inv_temperature: float | Tensor,
     normalize: bool,
+    decoupled: bool,
 ) -> None:
-    from .nt_xent_kernels import finish_kernel
+    from .nt_xent_row_kernels import finish_kernel
 
     splits, wanted, width = dz.shape
     block_r, whole = row_block(width)
@@ -276,5 +310,6 @@ def _finish(
         EPS=EPS,
         NORMALIZE=normalize,
         TENSOR_TEMPERATURE=isinstance(inv_temperature, Tensor),
+        DECOUPLED=decoupled,
         **tiles.ROW_OPTIONS,
     )

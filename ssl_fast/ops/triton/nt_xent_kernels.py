@@ -1,10 +1,11 @@
 # mypy: ignore-errors
-"""Device code of nt_xent (see nt_xent.py for the algorithm and the letters).
+"""Device code of nt_xent that walks tiles of pairs (see nt_xent.py for the algorithm and the letters).
 
 s_ij = inv_temperature <z_i, z_j>. The sums run over the negatives of a row: neither the row itself nor its positive,
 whose logits are set to a finite value so low that its exponential is zero. Only tiles that can contain such a pair, or
 padding, pay for the mask. BOUNDED: exponentials relative to the fixed offset inv_temperature, the largest logit of
-unit vectors.
+unit vectors. CLASSES: positives are the rows of equal number in `classes`, negative numbers take no part; only a row
+with one positive has it in `positive` (others have themselves there), and the labels are compared in every tile.
 """
 
 import triton
@@ -16,9 +17,6 @@ from .blocks import (
     dot_planes,
     load_planes,
     load_scalar,
-    load_unit_rows,
-    normalize_backward,
-    softplus,
     split,
 )
 
@@ -59,6 +57,19 @@ def needs_mask(start_m, start_n, lowest, highest, N, BLOCK_M: tl.constexpr, BLOC
     diagonal = (start_n < start_m + BLOCK_M) & (start_m < start_n + BLOCK_N)
     positives = (lowest < start_n + BLOCK_N) & (start_n <= highest)
     return diagonal | positives | (start_n + BLOCK_N > N)
+
+
+@triton.jit
+def load_class(classes, rows, valid):
+    """Numbers of the rows' classes, -1 for rows that take no part or do not exist."""
+    return tl.load(classes + rows, mask=valid, other=-1).to(tl.int32)
+
+
+@triton.jit
+def same_class(rows, columns, row_class, column_class):
+    """Which columns are positives of which rows."""
+    equal = (row_class[:, None] == column_class[None, :]) & (row_class >= 0)[:, None]
+    return equal & (rows[:, None] != columns[None, :])
 
 
 @triton.jit
@@ -132,6 +143,8 @@ def row_sum_kernel(
     positive,  # [N] int64
     maximum,  # [splits, R] fp32 out: largest logit; not written when BOUNDED
     partial,  # [splits, R] fp32 out: sum of exponentials relative to it
+    classes,  # [N] int64; only CLASSES
+    attracted,  # [splits, R] fp32 out: sum of <z_i, z_p> over the positives; only CLASSES
     inv_temperature,
     N,
     begin,
@@ -143,6 +156,7 @@ def row_sum_kernel(
     CHUNKS: tl.constexpr,
     BOUNDED: tl.constexpr,
     TENSOR_TEMPERATURE: tl.constexpr,
+    CLASSES: tl.constexpr,
     PLANES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -155,6 +169,9 @@ def row_sum_kernel(
     highest = tl.max(partners, 0)
     lowest = tl.min(tl.where(row_valid, partners, N), 0)
     a0, a1, a2 = load_planes(z, start_m, 0, BLOCK_M, BLOCK_D, CHUNKS, PLANES)
+    if CLASSES:
+        row_class = load_class(classes, rows, row_valid)
+    pulled = tl.zeros([BLOCK_M], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     largest = tl.full([BLOCK_M], LOWEST, tl.float32)
     column_begin = tl.program_id(1) * columns_per_split
@@ -162,8 +179,12 @@ def row_sum_kernel(
         columns = start_n + tl.arange(0, BLOCK_N)
         b0, b1, b2 = load_planes(z, start_n, 0, BLOCK_N, BLOCK_D, CHUNKS, PLANES)
         s = similarity(z, a0, a1, a2, b0, b1, b2, start_m, start_n, BLOCK_M, BLOCK_N, BLOCK_D, CHUNKS, PLANES, UPCAST)
+        if CLASSES:
+            column_class = load_class(classes, columns, columns < N)
+            pulled += tl.sum(tl.where(same_class(rows, columns, row_class, column_class), s, 0.0), 1)
+            s = tl.where((column_class < 0)[None, :], LOWEST, s)
         if not BOUNDED:
-            s = s * inv
+            s = tl.where(s == LOWEST, s, s * inv) if CLASSES else s * inv
         if needs_mask(start_m, start_n, lowest, highest, N, BLOCK_M, BLOCK_N):
             excluded = (rows[:, None] == columns[None, :]) | (partners[:, None] == columns[None, :])
             s = tl.where(excluded | (columns >= N)[None, :], LOWEST, s)
@@ -177,47 +198,10 @@ def row_sum_kernel(
             total = total * tl.exp2((previous - largest) * LOG2E) + tl.sum(e, 1)
     target = tl.program_id(1).to(tl.int64) * R + rows - begin
     tl.store(partial + target, total, mask=row_valid)
+    if CLASSES:
+        tl.store(attracted + target, pulled, mask=row_valid)
     if not BOUNDED:
         tl.store(maximum + target, largest, mask=row_valid)
-
-
-@triton.jit
-def loss_kernel(
-    maximum,  # [parts, R] fp32; not read when BOUNDED
-    partial,  # [parts, R] fp32
-    cosine,  # [N] fp32 of each row with its positive
-    loss,  # [R] fp32 out
-    log_l,  # [R] fp32 out: log of the total normaliser, positive included
-    inv_temperature,
-    begin,
-    R,
-    parts,
-    BLOCK_R: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BOUNDED: tl.constexpr,
-    TENSOR_TEMPERATURE: tl.constexpr,
-):
-    """Adds the parts up in a fixed order; loss = softplus(log l_negatives - s_positive)."""
-    inv = load_scalar(inv_temperature, TENSOR_TEMPERATURE)
-    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    valid = rows < R
-    part = tl.arange(0, BLOCK_P)
-    cells = part.to(tl.int64)[:, None] * R + rows[None, :]
-    inside = (part < parts)[:, None] & valid[None, :]
-    sums = tl.load(partial + cells, mask=inside, other=0.0)
-    if BOUNDED:
-        log_negatives = inv + tl.log(tl.sum(sums, 0))
-    else:
-        maxima = tl.load(maximum + cells, mask=inside, other=LOWEST)
-        largest = tl.max(maxima, 0)
-        total = tl.sum(sums * tl.exp2((maxima - largest[None, :]) * LOG2E), 0)
-        log_negatives = largest + tl.log(total)
-    s = inv * tl.load(cosine + begin + rows, mask=valid, other=0.0)
-    # No negative at all (two rows): log_negatives = -inf, and the loss is 0.
-    gap = log_negatives - s
-    row_loss = softplus(gap)
-    tl.store(loss + rows, row_loss, mask=valid)
-    tl.store(log_l + rows, s + row_loss, mask=valid)
 
 
 @triton.jit
@@ -227,6 +211,8 @@ def backward_kernel(
     coef,  # [N] fp32
     log_l,  # [N] fp32
     weight,  # [N] fp32: coef_j exp(inv_temperature - log_l_j) when BOUNDED, else not read
+    classes,  # [N] int64; only CLASSES
+    share,  # [N] fp32: coef_j / number of its positives where those are several, else 0; only CLASSES
     dz,  # [splits, R, CHUNKS * BLOCK_D] fp32 out: sum_j G_ij z_j over one part of the columns
     missed,  # [splits, R] fp32 out: sum_j exp(s_ij - log_l_i), which adds up to 1 - p_positive
     inv_temperature,
@@ -240,10 +226,14 @@ def backward_kernel(
     CHUNKS: tl.constexpr,
     BOUNDED: tl.constexpr,
     TENSOR_TEMPERATURE: tl.constexpr,
+    CLASSES: tl.constexpr,
     PLANES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """G = E (coef_i / l_i + coef_j / l_j) and G @ Z for a tile of rows, one part of the columns, one chunk of z."""
+    """G = E (coef_i / l_i + coef_j / l_j) and G @ Z for a tile of rows, one part of the columns, one chunk of z.
+
+    With CLASSES, share_i + share_j is taken from G where i and j are positives: before any rounding of G to bf16.
+    """
     inv = load_scalar(inv_temperature, TENSOR_TEMPERATURE)
     start_m = begin + tl.program_id(0) * BLOCK_M
     rows = start_m + tl.arange(0, BLOCK_M)
@@ -258,6 +248,9 @@ def backward_kernel(
     else:
         row_weight = tl.load(coef + rows, mask=row_valid, other=0.0)
     a0, a1, a2 = load_planes(z, start_m, 0, BLOCK_M, BLOCK_D, CHUNKS, PLANES)
+    if CLASSES:
+        row_class = load_class(classes, rows, row_valid)
+        row_share = tl.load(share + rows, mask=row_valid, other=0.0)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     column_begin = tl.program_id(1) * columns_per_split
@@ -270,6 +263,9 @@ def backward_kernel(
         if needs_mask(start_m, start_n, lowest, highest, N, BLOCK_M, BLOCK_N):
             excluded = (rows[:, None] == columns[None, :]) | (partners[:, None] == columns[None, :])
             s = tl.where(excluded | (columns >= N)[None, :], LOWEST, s)
+        if CLASSES:
+            column_class = load_class(classes, columns, columns < N)
+            s = tl.where((row_class < 0)[:, None] | (column_class < 0)[None, :], LOWEST, s)
         if BOUNDED:
             e = tl.exp2(s * (inv * LOG2E) - inv * LOG2E)
             column_weight = tl.load(weight + columns, mask=columns < N, other=0.0)
@@ -280,6 +276,10 @@ def backward_kernel(
             column_log_l = tl.load(log_l + columns, mask=columns < N, other=0.0)
             column_weight = tl.load(coef + columns, mask=columns < N, other=0.0)
             g = e * row_weight[:, None] + tl.exp2((s - column_log_l[None, :]) * LOG2E) * column_weight[None, :]
+        if CLASSES:
+            column_share = tl.load(share + columns, mask=columns < N, other=0.0)
+            pulls = row_share[:, None] + column_share[None, :]
+            g -= tl.where(same_class(rows, columns, row_class, column_class), pulls, 0.0)
         total += tl.sum(e, 1)
         if CHUNKS > 1:
             b0, b1, b2 = load_planes(z, start_n, chunk, BLOCK_N, BLOCK_D, CHUNKS, PLANES)
@@ -292,62 +292,3 @@ def backward_kernel(
         tl.store(missed + target, total, mask=row_valid)
     d = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
     tl.store(dz + target[:, None] * (CHUNKS * BLOCK_D) + d[None, :], acc, mask=row_valid[:, None])
-
-
-@triton.jit
-def weight_kernel(coef, log_l, weight, inv_temperature, N, BLOCK: tl.constexpr):
-    """weight_j = coef_j exp(inv_temperature - log_l_j): coef_j / l_j relative to the fixed offset."""
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    valid = rows < N
-    log_ratio = inv_temperature - tl.load(log_l + rows, mask=valid, other=0.0)
-    c = tl.load(coef + rows, mask=valid, other=0.0)
-    tl.store(weight + rows, c * tl.exp2(log_ratio * LOG2E), mask=valid)
-
-
-@triton.jit
-def finish_kernel(
-    x,  # [N, D] raw embeddings
-    positive,  # [N] int64
-    coef,  # [N] fp32
-    log_l,  # [N] fp32
-    dz,  # [splits, R, WIDTH] fp32 from backward_kernel
-    missed,  # [splits, R] fp32 from backward_kernel
-    dx,  # [R, D] fp32 out
-    zdz,  # [R] fp32 out: <z_i, dz_i>
-    inv_temperature,
-    begin,
-    R,
-    splits,
-    D: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    EPS: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    TENSOR_TEMPERATURE: tl.constexpr,
-):
-    """Adds the parts up in order, adds the positive pairs in fp32, applies 1/temperature and the norm's backward."""
-    inv = load_scalar(inv_temperature, TENSOR_TEMPERATURE)
-    local = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    valid = local < R
-    rows = begin + local
-    partners = tl.load(positive + rows, mask=valid, other=0)
-    near = valid & (partners >= begin) & (partners < begin + R)  # the partner's row sum is at hand
-    d = tl.arange(0, BLOCK_D)
-    g = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
-    mine = tl.zeros([BLOCK_R], tl.float32)
-    other = tl.zeros([BLOCK_R], tl.float32)
-    for part in range(splits):
-        offset = tl.cast(part, tl.int64) * R
-        cells = (offset + local)[:, None] * WIDTH + d[None, :]
-        g += tl.load(dz + cells, mask=valid[:, None] & (d < WIDTH)[None, :], other=0.0)
-        mine += tl.load(missed + offset + local, mask=valid, other=0.0)
-        other += tl.load(missed + offset + partners - begin, mask=near, other=0.0)
-    z, norm = load_unit_rows(x, rows, valid, D, BLOCK_D, EPS, NORMALIZE)
-    z_positive, _ = load_unit_rows(x, partners, valid, D, BLOCK_D, EPS, NORMALIZE)
-    log_p = inv * tl.sum(z * z_positive, 1) - tl.load(log_l + partners, mask=valid, other=0.0)
-    other = tl.where(near, other, 1.0 - tl.exp2(log_p * LOG2E))
-    pull = tl.load(coef + rows, mask=valid, other=0.0) * mine + tl.load(coef + partners, mask=valid, other=0.0) * other
-    g, along = normalize_backward(inv * (g - pull[:, None] * z_positive), z, norm, EPS, NORMALIZE)
-    tl.store(dx + local.to(tl.int64)[:, None] * D + d[None, :], g, mask=valid[:, None] & (d < D)[None, :])
-    tl.store(zdz + local, along, mask=valid)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssl_fast.ops.classes import Classes
 from ssl_fast.ops.triton import info_nce, nt_xent, tile_table, tiles
 from tests.ops.triton import compiling
 
@@ -17,14 +18,18 @@ _ARCHITECTURES = ["sm80", "sm90", "sm100"]
 
 
 def _calls(dim: int, dtype: torch.dtype, queue_dtype: torch.dtype, fixed: bool) -> dict[str, Callable[[], object]]:
-    """The calls of both ops at 8,192 rows and a queue of 65,536, with a temperature of the host or the device."""
+    """The calls of all ops at 8,192 rows and a queue of 65,536, with a temperature of the host or the device."""
     x, coef = torch.empty(8192, dim, dtype=dtype), torch.empty(8192)
     positive, inv = torch.arange(8192).roll(4096), 10.0 if fixed else torch.empty(())
+    classes = Classes.of(torch.arange(8192) % 1000)
     q, queue = torch.empty(256, dim, dtype=dtype), torch.empty(65536, dim, dtype=queue_dtype)
     return {
         "all rows": lambda: nt_xent.forward(x, positive, (0, 8192), inv, True),
         "some rows": lambda: nt_xent.forward(x, positive, (0, 4096), inv, True),
         "backward": lambda: nt_xent.backward(x, positive, coef, coef, (0, 8192), inv, True),
+        "classes": lambda: nt_xent.forward(x, positive, (0, 8192), inv, True, classes),
+        "backward of classes": lambda: nt_xent.backward(x, positive, coef, coef, (0, 8192), inv, True, classes),
+        "backward of dcl": lambda: nt_xent.backward(x, positive, coef, coef, (0, 8192), inv, True, None, True),
         "queue": lambda: info_nce.forward(q, q, queue, inv, True, True),
     }
 
@@ -55,6 +60,15 @@ def test_usual_kernels(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = (fixed["all rows"], online["some rows"], online["backward"], fixed["queue"])
     names = _check([launch for call in chosen for launch in compiling.record(call, arch, monkeypatch)], arch)
     assert names >= _MMA | {"normalize_kernel", "loss_kernel", "finish_kernel", "combine_kernel"}
+
+
+@pytest.mark.parametrize("arch", _ARCHITECTURES)
+def test_kernels_of_classes(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = _calls(128, torch.bfloat16, torch.bfloat16, True)
+    chosen = (fixed["classes"], fixed["backward of classes"])
+    launches = [launch for call in chosen for launch in compiling.record(call, arch, monkeypatch)]
+    wanted = {"row_sum_kernel", "loss_kernel", "backward_kernel"}
+    assert _check([launch for launch in launches if launch[0].__name__ in wanted], arch) == wanted
 
 
 @pytest.mark.nightly
