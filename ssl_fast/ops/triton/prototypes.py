@@ -9,8 +9,6 @@ in fp32, as `torch.set_float32_matmul_precision` says: the gradient of a logit m
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -47,8 +45,8 @@ def forward(
             rows = z[:, part]
             logits = _product(rows, w.T), _product(y[:, part], w_teacher.T)
             some = None if coef is None else coef[part]
-            settings: tuple[Any, ...] = (bias, some, inv_student, inv_teacher, skip_same, with_grad)
-            loss[part], g = prototype_logits.forward(*logits, *settings, grad_dtype=_gradient_dtype(dtype))
+            settings = (bias, some, inv_student, inv_teacher, skip_same, with_grad, _gradient_dtype(dtype))
+            loss[part], g = prototype_logits.forward(*logits, *settings)
             if g is not None and dstudent is not None:
                 dstudent[:, part] = _product(g, w)
                 if dweight is not None:
