@@ -45,8 +45,9 @@ def forward(
             rows = z[:, part]
             logits = _product(rows, w.T), _product(y[:, part], w_teacher.T)
             some = None if coef is None else coef[part]
-            settings = (bias, some, inv_student, inv_teacher, skip_same, with_grad, _gradient_dtype(dtype))
-            loss[part], g = prototype_logits.forward(*logits, *settings)
+            loss[part], g = prototype_logits.forward(
+                *logits, bias, some, inv_student, inv_teacher, skip_same, with_grad, grad_dtype=_gradient_dtype(dtype)
+            )
             if g is not None and dstudent is not None:
                 dstudent[:, part] = _product(g, w)
                 if dweight is not None:

@@ -1,4 +1,4 @@
-"""The C++ kernels of dino_loss and koleo against plain torch in float64, for every instruction set of this processor."""
+"""The C++ kernels of dino_loss and koleo against plain torch in float64, for every instruction set here."""
 
 import os
 from typing import Any
