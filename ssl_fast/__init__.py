@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ssl_fast.ops.dino import DINOCenter as DINOCenter
     from ssl_fast.ops.dino import DINOLoss as DINOLoss
     from ssl_fast.ops.dino import dino_loss as dino_loss
+    from ssl_fast.ops.dispatch import backends as backends
     from ssl_fast.ops.ibot import IBOTLoss as IBOTLoss
     from ssl_fast.ops.ibot import ibot_loss as ibot_loss
     from ssl_fast.ops.info_nce import InfoNCELoss as InfoNCELoss
