@@ -140,7 +140,7 @@ class _Problem:
         if self.normalize:
             offset = torch.as_tensor(self.scale, device=lse.device).double() * 2
         else:
-            offset = lse.double()
+            offset = lse.to(torch.float64, copy=True)
             dist.all_reduce(offset, dist.ReduceOp.MAX, self.group)
             offset = offset.clamp_min(NEVER)
         return (self._sum((lse.double() - offset).exp()).log() + offset).clamp_min(NEVER).to(lse.dtype)
@@ -295,9 +295,7 @@ class _MarginSoftmaxRows(torch.autograd.Function):
             return *_again(ctx, upstream[0], "none"), *rest
         *inputs, lse = ctx.saved_tensors
         traced = contract.under_tracing()
-        run: Any = (
-            torch.ops.ssl_fast.margin_softmax_rows_backward if traced else _margin_softmax_rows_backward
-        )
+        run: Any = torch.ops.ssl_fast.margin_softmax_rows_backward if traced else _margin_softmax_rows_backward
         gradients = run(upstream[0], lse, *inputs, *ctx.options)
         return *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False)), *rest
 
