@@ -73,7 +73,7 @@ def test_state_dict_goes_from_head_to_head() -> None:
 
 
 def test_wrong_heads_are_named() -> None:
-    with pytest.raises(ValueError, match="margin must be one of arcface, .*got 'sphere'"):
+    with pytest.raises(ValueError, match=r"margin must be one of arcface, .*got 'sphere'"):
         MarginHead(8, 30, margin="sphere")
     with pytest.raises(ValueError, match="must be positive, got 8, 0 and 1"):
         MarginHead(8, 0)

@@ -1,4 +1,4 @@
-"""The C++ kernel of margin softmax against the literal formula in float64, for every instruction set of this processor."""
+"""The C++ kernel of margin softmax against the formula in float64, for every instruction set of this processor."""
 
 import os
 
@@ -40,8 +40,7 @@ def literal(t: dict[str, Tensor]) -> tuple[Tensor, ...]:
     phi = t["phi"] + (target - target.detach()) * t["slope"]
     loss = (F.softplus(lse - phi * SCALE, threshold=60) * t["row_weight"]).sum()
     dx, dweight, dscale = torch.autograd.grad(loss, (x, weight, scale))
-    coef = t["row_weight"] * (lse.detach() - phi.detach() * SCALE).sigmoid()
-    return lse.detach(), dx, dweight, dscale.squeeze(1) + coef * t["phi"]  # the scale's part in the target is not ours
+    return lse.detach(), dx, dweight, dscale.squeeze(1)
 
 
 def run(t: dict[str, Tensor], dtype: torch.dtype, with_grad: bool = True) -> tuple[Tensor | None, ...]:
@@ -124,7 +123,7 @@ def test_bits_do_not_depend_on_threads(threads: None) -> None:
 
 def test_survives_fork(threads: None) -> None:
     torch.set_num_threads(2)
-    t = {name: value if name == "target" else value.float() for name, value in tensors(64, 2000, 1, 24).items()}
+    t = {name: value if name == "target" else value.float() for name, value in tensors(64, 500, 1, 24).items()}
     expected = run(t, torch.float32)[2]
     child = os.fork()  # in the child only our kernel runs: torch's own OpenMP threads do not survive a fork
     if child == 0:
