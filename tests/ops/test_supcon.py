@@ -54,6 +54,7 @@ def equation_2(z: Tensor, labels: Tensor, temperature: float) -> list[float]:
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
 def test_equation_2(temperature: float, impl: str, device: str) -> None:
     z, labels = rows(14, 5, 6)
+    labels[3] = 50
     expected = equation_2(z, labels, temperature)
     assert 0 < len(expected) < 14, "some rows have no positive"
     mean = sum(expected) / len(expected)
@@ -261,7 +262,10 @@ def test_not_contiguous(impl: str, device: str) -> None:
     value, expected = supcon(base[:, :, ::2], labels, impl=impl), supcon(dense, labels.clone(), impl=impl)
     value.backward()
     expected.backward()
-    assert torch.equal(value, expected) and base.grad is not None and torch.equal(base.grad[:, :, ::2], dense.grad)
+    assert base.grad is not None and not base.grad[:, :, 1::2].any()
+    # Plain torch's bits may depend on where in memory a matrix lies.
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(base.grad[:, :, ::2], dense.grad)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (0, 2, 4), (1, 4), (1, 1, 4), (5, 4)], ids=str)
