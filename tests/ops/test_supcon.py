@@ -162,9 +162,7 @@ def test_classes_that_draw_together(spread: float, dtype: torch.dtype, impl: str
         checker.against(of(impl, labels, **options), reference(labels, **options), (leaf,), dtype, device)
         wanted = checker.run(reference(labels, **options), [leaf.detach().double().requires_grad_()])
         scale = 100 / wanted[1].norm()
-        found = checker.run(
-            of(impl, labels, **options), [leaf.detach().to(device).requires_grad_()], scale.float()
-        )
+        found = checker.run(of(impl, labels, **options), [leaf.detach().to(device).requires_grad_()], scale.float())
         assert (found[0] - wanted[0]).abs() <= 1e-5 * wanted[0], f"loss at temperature {temperature}"
         error = (found[1] - wanted[1] * scale.float()).norm()
         assert error <= SWEEP[dtype] * 100, f"gradient at temperature {temperature}: {error}"
@@ -317,7 +315,9 @@ def test_module_is_the_function(impl: str, device: str) -> None:
     z, labels, weight = z.detach().float().to(device), labels.to(device), torch.rand(12, device=device)
     options: dict[str, Any] = {"temperature": 0.3, "base_temperature": 0.07, "ignore_index": 1, "reduction": "sum"}
     module = SupConLoss(**options, normalize=False, impl=impl)
-    assert torch.equal(module(z, labels, weight), supcon(z, labels, weight=weight, **options, normalize=False, impl=impl))
+    assert torch.equal(
+        module(z, labels, weight), supcon(z, labels, weight=weight, **options, normalize=False, impl=impl)
+    )
     assert "base_temperature=0.07" in repr(module)
 
 
