@@ -55,11 +55,12 @@ def forward(
     log_l = torch.empty_like(loss)
     if end == begin:
         return loss, log_l
+    sums: tuple[Tensor | None, Tensor, Tensor | None]  # as _row_sums returns them
     with tiles.on_device(x):
         cosine = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
         z = unit_rows(x, normalize, tiles.planes(x.dtype), positive, cosine)
         if tiles.bounded(inv_temperature, normalize) and rows == (0, x.shape[0]) and classes is None:
-            sums = (None, _triangle(z, x, positive, inv_temperature), None)
+            sums = None, _triangle(z, x, positive, inv_temperature), None
         else:
             sums = _row_sums(z, x, positive, rows, inv_temperature, normalize, classes)
         _reduce(*sums, cosine, loss, log_l, begin, inv_temperature, classes, decoupled)
