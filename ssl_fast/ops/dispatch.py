@@ -15,6 +15,9 @@ OPS = {
     "nt_xent": ("triton", "cpp", "reference"),
     "info_nce": ("triton", "cpp", "reference"),
     "multi_tensor": ("cuda", "cpp", "reference"),
+    "gradients": ("cuda", "cpp", "reference"),
+    "sam": ("cuda", "cpp", "reference"),
+    "lamb": ("cuda", "cpp", "reference"),
 }
 _DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",)}
 _taken: dict[str, str] = {}
