@@ -128,7 +128,8 @@ void lamb_step(const Addresses& params, const Addresses& grads, const Addresses&
   visit(dtype, [&](auto type) {
     using T = decltype(type);
     using A = Wide<T>;
-    const LambNumbers<A> numbers{A(lr), A(beta1), A(beta2), A(eps), A(weight_decay), A(1), A(1), clip};
+    const LambNumbers<A> numbers{A(lr),           A(1 - beta1), A(beta2), A(1 - beta2), A(eps),
+                                 A(weight_decay), A(1),         A(1),     clip};
     for_each_table<LambTable>({&params, &grads, &first, &second}, sizes, &adapt, [&](const LambTable& table) {
       const int blocks = table.first_chunk[table.count];
       lamb_moments_kernel<T>

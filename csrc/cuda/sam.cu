@@ -145,8 +145,8 @@ void sam_adamw(const Addresses& params, const Addresses& saved, const Addresses&
   visit(dtype, [&](auto type) {
     using T = decltype(type);
     using A = Wide<T>;
-    const AdamWNumbers<A> numbers{
-        A(lr), A(beta1), A(beta2), A(eps), A(weight_decay), A(correction1), A(std::sqrt(correction2))};
+    const AdamWNumbers<A> numbers{A(lr),  A(1 - beta1),    A(beta2),       A(1 - beta2),
+                                  A(eps), A(weight_decay), A(correction1), A(std::sqrt(correction2))};
     for_each_table<AdamWTable>(
         {&params, &saved, &grads, &first, &second}, sizes, nullptr, [&](const AdamWTable& table) {
           const int blocks = table.first_chunk[table.count];

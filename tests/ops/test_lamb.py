@@ -106,7 +106,7 @@ def test_bits_do_not_depend_on_threads() -> None:
     results: dict[str, list[Tensor]] = {}
     with every_isa_and_thread_count() as pairs:
         for isa, threads in pairs:
-            shapes = [(512, 130), (100_003,), (1500, 1100), (70_000, 3)]  # the third is larger than the cached run
+            shapes = [(512, 130), (100_003,), (900, 800), (7000, 3)]  # the third is larger than the cached run
             params, grads = draw(torch.float32, 1, shapes=shapes), draw(torch.float32, 2, shapes=shapes)
             state = [like(params, 3, scale=0.0) for _ in "mv"]
             lamb_step_(params, grads, *state, step=1, **SETTINGS, impl="cpp")

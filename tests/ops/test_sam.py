@@ -101,7 +101,7 @@ def test_all_is_right_in_every_layout(impl: str, base: str, layout: str, grad_la
     shapes = [(6, 5, 3, 3), (6, 5, 1, 1), (1, 5, 3, 3)]
     saved = [LAYOUTS[layout](p) for p in draw(torch.float64, 1, shapes=shapes)]
     grads = [LAYOUTS[grad_layout](g) for g in draw(torch.float64, 2, shapes=shapes)]
-    params = [LAYOUTS[layout](s) for s in saved]
+    params = [LAYOUTS[layout](s.clone()) for s in saved]
     norm = global_norm(grads, impl=impl)
     exact = [p + 0.05 * g / norm for p, g in zip(params, grads, strict=True)]
     kept = like(params, 3)

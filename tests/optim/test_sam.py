@@ -159,7 +159,7 @@ def test_parameters_with_a_gradient_in_one_pass_only() -> None:
         for first, second in ((p, q), (q, p)):
             calls = []
 
-            def closure(first=first, second=second, calls=calls) -> float:
+            def closure(optimizer=optimizer, first=first, second=second, calls=calls) -> float:
                 optimizer.zero_grad()
                 (second if calls else first).grad = torch.ones(1)
                 calls.append(1)
@@ -273,7 +273,7 @@ def test_bad_arguments_are_named() -> None:
         SAM([p], torch.optim.SGD, rho=-1.0, lr=0.1)
     with pytest.raises(ValueError, match="eps must be at least 0, got -1"):
         SAM([p], torch.optim.SGD, eps=-1.0, lr=0.1)
-    with pytest.raises(ValueError, match="SAM.step needs a closure"):
+    with pytest.raises(ValueError, match=r"SAM\.step needs a closure"):
         SAM([p], torch.optim.SGD, lr=0.1).step()
 
 

@@ -93,5 +93,5 @@ def _times(
     factor: float | Tensor,  # []
 ) -> list[Tensor]:
     if isinstance(factor, Tensor):
-        factor = factor.to(tensors[0].device, tensors[0].dtype)
-    return list(torch._foreach_mul(tensors, factor))
+        return list(torch._foreach_mul(list(tensors), factor.to(tensors[0].device, tensors[0].dtype)))
+    return list(torch._foreach_mul(list(tensors), factor))
