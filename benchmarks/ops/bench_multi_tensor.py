@@ -112,7 +112,7 @@ def measure(table: dict[tuple[str, str], Callable[[], object]], rounds: int, dev
     ]
 
 
-def percent_of_floor(rows: list[dict[str, object]], bytes_moved: dict[str, int]) -> list[dict[str, object]]:
+def percent_of_floor(rows: list[dict[str, object]], bytes_moved: dict[str, int] = BYTES) -> list[dict[str, object]]:
     """Adds the column floor_percent, from the row "floor" and the bytes per parameter that each op must move."""
     floor_ms = next(float(str(row["best_ms"])) for row in rows if row["op"] == "floor")
     for row in rows:
