@@ -13,6 +13,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("nt_xent_forward", &ssl_fast::nt_xent_forward, unlocked());
   m.def("nt_xent_backward", &ssl_fast::nt_xent_backward, unlocked());
   m.def("info_nce_forward", &ssl_fast::info_nce_forward, unlocked());
+  m.def("clip_loss_forward", &ssl_fast::clip_loss_forward, unlocked());
+  m.def("clip_loss_backward", &ssl_fast::clip_loss_backward, unlocked());
+  m.def("siglip_loss_forward", &ssl_fast::siglip_loss_forward, unlocked());
   m.def("ema_update", &ssl_fast::ema_update, unlocked());
   m.def("lars_step", &ssl_fast::lars_step, unlocked());
 }
