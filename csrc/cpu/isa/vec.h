@@ -48,7 +48,7 @@ inline void store(T* aligned, Vec<T> value) {
 }
 template <typename T>
 inline Vec<T> broadcast(T value) {
-  return Vec<T>{} + value;
+  return value - Vec<T>{};  // x - 0 is x for the compiler, 0 + x is not (-0): that would be an addition each time
 }
 
 // Sum of the lanes, in a fixed order: halves on halves.
