@@ -18,6 +18,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("prototypes_log_sums", &ssl_fast::prototypes_log_sums, unlocked());
   m.def("koleo_neighbours", &ssl_fast::koleo_neighbours, unlocked());
   m.def("margin_softmax", &ssl_fast::margin_softmax, unlocked());
+  m.def("clip_loss_forward", &ssl_fast::clip_loss_forward, unlocked());
+  m.def("clip_loss_backward", &ssl_fast::clip_loss_backward, unlocked());
+  m.def("siglip_loss_forward", &ssl_fast::siglip_loss_forward, unlocked());
   m.def("ema_update", &ssl_fast::ema_update, unlocked());
   m.def("lars_step", &ssl_fast::lars_step, unlocked());
   m.def("lookahead_update", &ssl_fast::lookahead_update, unlocked());

@@ -121,6 +121,36 @@ void margin_softmax(Address x,  // [N, D]
                     int threads);
 
 // --- Multi-tensor updates (csrc/{cpu,cuda}/{multi_tensor,gradients,sam,lamb}) ---
+// --- Pairs of two towers, image i with text i, both [M, D]; R = end - begin of them are wanted. Equations: the .cpp
+// ---
+
+// CLIP's loss and log of the whole normaliser, image to text and (sides = 2) text to image.
+void clip_loss_forward(Address image, Address text, int dtype, int64_t M, int64_t D, int64_t begin, int64_t end,
+                       double scale, bool normalize, int sides,
+                       Address loss,   // [sides, R]
+                       Address log_l,  // [sides, R] float64
+                       int threads);
+// Gradient of sum coef loss (over all M pairs) with respect to the wanted rows, and their images' shares of d/dscale.
+void clip_loss_backward(Address image, Address text, int dtype,
+                        Address coef,   // [sides, M], in the dtype of the outputs
+                        Address log_l,  // [sides, M] float64
+                        int64_t M, int64_t D, int64_t begin, int64_t end, double scale, bool normalize, int sides,
+                        Address dimage,  // [R, D]
+                        Address dtext,   // [R, D]
+                        Address dscale,  // [R]
+                        int threads);
+// SigLIP's loss of the wanted images and, unless coef is 0, the gradients of sum_i coef_i loss_i over all images.
+void siglip_loss_forward(Address image, Address text, int dtype,
+                         Address coef,  // [M], in the dtype of the outputs, or 0
+                         int64_t M, int64_t D, int64_t begin, int64_t end, double scale, double bias, bool normalize,
+                         Address loss,    // [R]
+                         Address dimage,  // [R, D]
+                         Address dtext,   // [R, D]
+                         Address dscale,  // [R] shares of d/dscale
+                         Address dbias,   // [R] shares of d/dbias
+                         int threads);
+
+// --- Multi-tensor updates (csrc/cpu/multi_tensor.cpp, csrc/cuda/multi_tensor.cu) ---
 // All tensors of a list in one call. Tensor i is flat memory of sizes[i] elements, and the tensors i of all lists are
 // laid out alike. Equations: ssl_fast/ops/<the same name>.py. dtype: a DType, the same for all tensors of a list.
 
