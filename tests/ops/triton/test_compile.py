@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from ssl_fast.ops.classes import Classes
-from ssl_fast.ops.triton import info_nce, nt_xent, tile_table, tiles
 from ssl_fast.ops.triton import clip_loss, info_nce, nt_xent, siglip_loss, tile_table, tiles
 from tests.ops.triton import compiling
 
