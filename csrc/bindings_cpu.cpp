@@ -18,6 +18,17 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("prototypes_log_sums", &ssl_fast::prototypes_log_sums, unlocked());
   m.def("koleo_neighbours", &ssl_fast::koleo_neighbours, unlocked());
   m.def("margin_softmax", &ssl_fast::margin_softmax, unlocked());
+  m.def("clip_loss_forward", &ssl_fast::clip_loss_forward, unlocked());
+  m.def("clip_loss_backward", &ssl_fast::clip_loss_backward, unlocked());
+  m.def("siglip_loss_forward", &ssl_fast::siglip_loss_forward, unlocked());
   m.def("ema_update", &ssl_fast::ema_update, unlocked());
   m.def("lars_step", &ssl_fast::lars_step, unlocked());
+  m.def("lookahead_update", &ssl_fast::lookahead_update, unlocked());
+  m.def("square_sum", &ssl_fast::square_sum, unlocked());
+  m.def("scale", &ssl_fast::scale, unlocked());
+  m.def("centralize", &ssl_fast::centralize, unlocked());
+  m.def("sam_ascend", &ssl_fast::sam_ascend, unlocked());
+  m.def("sam_sgd", &ssl_fast::sam_sgd, unlocked());
+  m.def("sam_adamw", &ssl_fast::sam_adamw, unlocked());
+  m.def("lamb_step", &ssl_fast::lamb_step, unlocked());
 }

@@ -26,6 +26,7 @@ from ssl_fast import info_nce, nt_xent
 
 DIM, TEMPERATURE = 128, 0.1
 Step = Callable[[], Tensor]  # one forward and backward; returns the gradient of the first input
+Contenders = Callable[..., dict[str, Step]]  # by name, for the sizes of an op
 
 
 def aligned(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -94,7 +95,7 @@ def exact(contenders: str, *sizes: int) -> Tensor:
     return differentiate(lambda a, b: concatenated(a, b, queue), q, k)()
 
 
-CONTENDERS: dict[str, Callable[..., dict[str, Step]]] = {"nt_xent": nt_xent_contenders, "info_nce": info_nce_contenders}
+CONTENDERS: dict[str, Contenders] = {"nt_xent": nt_xent_contenders, "info_nce": info_nce_contenders}
 
 
 def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
@@ -111,21 +112,21 @@ def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
     return times
 
 
-def peak_memory(op: str, sizes: tuple[int, ...], name: str, threads: int) -> float:
+def peak_memory(contenders: Contenders, sizes: tuple[int, ...], name: str, threads: int) -> float:
     """MB that one step adds to the resident size at its highest, in a fresh process."""
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_memory, args=(sending, op, sizes, name, threads))
+    process = context.Process(target=_measure_memory, args=(sending, contenders, sizes, name, threads))
     process.start()
     found: float = receiving.recv()
     process.join()
     return found
 
 
-def _measure_memory(connection: Any, op: str, sizes: tuple[int, ...], name: str, threads: int) -> None:
+def _measure_memory(connection: Any, contenders: Contenders, sizes: tuple[int, ...], name: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    step = CONTENDERS[op](*sizes)[name]
-    small = CONTENDERS[op](*(64 for _ in sizes))[name]
+    step = contenders(*sizes)[name]
+    small = contenders(*(64 for _ in sizes))[name]
     small()  # code and threads are there before the count begins
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # resets the high-water mark
@@ -152,8 +153,16 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def measure(op: str, sizes: tuple[int, ...], flop: float, rounds: int, threads: int) -> list[dict[str, Any]]:
-    steps, truth = CONTENDERS[op](*sizes), exact(op, *sizes)
+def measure(
+    op: str,
+    contenders: Contenders,
+    truth: Tensor,  # the gradient of the first input in float64
+    sizes: tuple[int, ...],
+    flop: float,
+    rounds: int,
+    threads: int,
+) -> list[dict[str, Any]]:
+    steps = contenders(*sizes)
     times = interleaved(steps, rounds)
     floor = flop / matmul_rate() * 1e3
     rows = []
@@ -162,7 +171,7 @@ def measure(op: str, sizes: tuple[int, ...], flop: float, rounds: int, threads: 
         error = ((steps[name]().double() - truth).norm() / truth.norm()).item()
         row = {"op": op, "provider": name, "sizes": "x".join(map(str, (*sizes, DIM))), "direction": "forward+backward"}
         row |= {"p20_ms": round(cut[0], 2), "p50_ms": round(statistics.median(values), 2), "p80_ms": round(cut[-1], 2)}
-        row |= {"extra_mb": round(peak_memory(op, sizes, name, threads), 1), "gradient_error": f"{error:.1e}"}
+        row |= {"extra_mb": round(peak_memory(contenders, sizes, name, threads), 1), "gradient_error": f"{error:.1e}"}
         row |= {"floor_ms": round(floor, 1), "threads": threads}
         print(row, flush=True)
         rows.append(row)
@@ -176,9 +185,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows: list[dict[str, Any]] = []
-    for samples in (512, 2048, 4096):
-        rows += measure("nt_xent", (samples,), 4 * (2 * samples) ** 2 * DIM, args.rounds, args.threads)
-    rows += measure("info_nce", (256, 65536), 4 * 256 * 65536 * DIM, args.rounds, args.threads)
+    cases = [("nt_xent", (samples,), 4 * (2 * samples) ** 2 * DIM) for samples in (512, 2048, 4096)]
+    for op, sizes, flop in [*cases, ("info_nce", (256, 65536), 4 * 256 * 65536 * DIM)]:
+        rows += measure(op, CONTENDERS[op], exact(op, *sizes), sizes, flop, args.rounds, args.threads)
     write("ops_contrastive_cpu", rows, ("lightly",))
 
 

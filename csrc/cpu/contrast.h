@@ -51,9 +51,10 @@ struct Contrast {
         scale(static_cast<T>(inv_temperature * kLog2E)),
         z(round_up(N, t.row_block) * ld),
         panels(round_up(wanted.size(), t.panel) * D),
-        norms(N) {
+        norms(N),
+        class_sizes(classes == nullptr ? 0 : N, 0) {
     check_positives();
-    check_classes();
+    count_classes();
     load(x, dtype, normalize, threads);
     const T longest = normalize ? T(1) : *std::max_element(norms.get(), norms.get() + N);
     bound = inv_temperature * static_cast<double>(longest) * static_cast<double>(longest);
@@ -69,6 +70,10 @@ struct Contrast {
     return {wanted.begin + tile * kTile, std::min(wanted.end, wanted.begin + (tile + 1) * kTile)};
   }
   const T* row(int64_t i) const { return z.get() + i * ld; }
+  int64_t num_positives(int64_t i) const {
+    if (classes == nullptr) return 1;
+    return classes[i] < 0 ? 0 : class_sizes[classes[i]] - 1;
+  }
   bool left_out(int64_t i) const { return some_left_out && classes[i] < 0; }
   T logit(int64_t i, int64_t j) const { return static_cast<T>(inv_temperature) * t.dot(row(i), row(j), width); }
 
@@ -89,10 +94,11 @@ struct Contrast {
   const int64_t* const classes;   // [N] or null
   bool some_left_out = false;
   const double inv_temperature;
-  const T scale;     // inv_temperature log2(e): 2^(scale <z_i, z_j>) = exp(s_ij)
-  Buffer<T> z;       // [N, ld] (and zero rows up to a whole row block)
-  Buffer<T> panels;  // of the wanted rows
-  Buffer<T> norms;   // [N]
+  const T scale;                // inv_temperature log2(e): 2^(scale <z_i, z_j>) = exp(s_ij)
+  Buffer<T> z;                  // [N, ld] (and zero rows up to a whole row block)
+  Buffer<T> panels;             // of the wanted rows
+  Buffer<T> norms;              // [N]
+  Buffer<int64_t> class_sizes;  // [N], by the number of the class
   double bound = 0;
 
  private:
@@ -105,13 +111,14 @@ struct Contrast {
     }
   }
 
-  void check_classes() {
+  void count_classes() {
     for (int64_t i = 0; classes != nullptr && i < N; ++i) {
       if (classes[i] < -1 || classes[i] >= N) {
         throw std::invalid_argument("classes[" + std::to_string(i) + "] must be in [-1, " + std::to_string(N) +
                                     "), got " + std::to_string(classes[i]));
       }
       some_left_out |= classes[i] < 0;
+      if (classes[i] >= 0) ++class_sizes[classes[i]];
     }
   }
 

@@ -4,8 +4,8 @@
 //   coef_j q_j z_j ]
 // q is summed again here rather than taken as 1 - p: nothing cancels when the views are aligned.
 // DCL: l_i is the sum over the negatives, and 1 stands in the place of q. Classes of three rows or more (SupCon): the
-// sum over j runs over all other rows, and every positive pulls with coef_i / |P(i)|, through the sums over the class.
-#include "cpu/class_sums.h"
+// sum over j runs over all other rows, and every positive pulls with share_i = coef_i / |P(i)|. That is taken from the
+// weight of the pair before any sum: when a class draws together, p_ij and 1 / |P(i)| nearly cancel.
 #include "cpu/contrast.h"
 #include "ops.h"
 
@@ -16,7 +16,6 @@ template <typename T>
 struct Backward {
   Backward(const Contrast<T>& c, const T* coef, const T* log_l, bool decoupled, int threads)
       : c(c),
-        of_classes(c, threads, coef),
         decoupled(decoupled),
         threads(threads),
         fixed(c.fixed_offset()),
@@ -27,7 +26,13 @@ struct Backward {
         inverse_l(round_up(c.N, kTile)),
         weights(round_up(c.N, kTile)),
         q(round_up(c.wanted.size(), kTile), T(0)),
-        dz(round_up(c.wanted.size(), kTile) * c.ld) {
+        dz(round_up(c.wanted.size(), kTile) * c.ld),
+        classes(c.classes == nullptr ? 0 : round_up(c.N, kTile), T(0)),
+        shares(c.classes == nullptr ? 0 : round_up(c.N, kTile), T(0)) {
+    for (int64_t i = 0; c.classes != nullptr && i < c.N; ++i) {
+      classes[i] = static_cast<T>(c.classes[i]);
+      if (c.num_positives(i) > 1) shares[i] = coef[i] / static_cast<T>(c.num_positives(i));
+    }
     for (int64_t i = 0; i < c.N; ++i) {
       logs[i] = static_cast<T>(log_l[i] * kLog2E);
       // With the offset as it was rounded, which is what the exponentials of the tiles carry.
@@ -57,6 +62,15 @@ struct Backward {
       tile[cell.a * kTile + cell.b] += weights[side] * p;
       if (cell.of_column && column_q != nullptr) column_q[cell.b] += p;
       if (!cell.of_column && row_q != nullptr) row_q[cell.a] += p;
+    }
+    if (c.classes != nullptr) subtract_shares(rows, columns, tile);
+  }
+
+  void subtract_shares(Range rows, Range columns, T* tile) const {
+    c.t.subtract_shares(tile, rows.size(), columns.size(), classes.get() + rows.begin, shares.get() + rows.begin,
+                        classes.get() + columns.begin, shares.get() + columns.begin);
+    for (int64_t a = rows.begin; a < rows.end; ++a) {
+      if (columns.contains(a)) tile[(a - rows.begin) * kTile + a - columns.begin] = 0;
     }
   }
 
@@ -108,7 +122,6 @@ struct Backward {
   }
 
   const Contrast<T>& c;
-  const ClassSums<T> of_classes;
   const bool decoupled;
   const int threads;
   const bool fixed;
@@ -120,6 +133,8 @@ struct Backward {
   Buffer<T> weights;     // [N] coef times that
   Buffer<T> q;           // [R] sum of p over the negatives, to be multiplied by inverse_l
   Buffer<T> dz;          // [R, ld]
+  Buffer<T> classes;     // [N] or empty; whole numbers below 2^24 are exact in float
+  Buffer<T> shares;      // [N] coef / |P| of the rows with two or more positives, else 0; or empty
 };
 
 // For each row, the rows whose positive it is: those of row i are rows[begins[i]] .. rows[begins[i + 1] - 1].
@@ -138,14 +153,11 @@ void finish(Backward<T>& b, const Pullers& pullers, int64_t r, bool normalize, T
   const Contrast<T>& c = b.c;
   const int64_t i = c.wanted.begin + r;
   T* dz = b.dz.get() + r * c.ld;
-  const int64_t num_positives = b.of_classes.num_positives(i);
-  if (num_positives == 1) {
+  if (c.num_positives(i) == 1) {
     c.t.axpy(-b.pull(i), c.row(c.positive[i]), dz, c.width);
     for (int64_t k = pullers.begins[i]; k < pullers.begins[i + 1]; ++k) {
       c.t.axpy(-b.pull(pullers.rows[k]), c.row(pullers.rows[k]), dz, c.width);
     }
-  } else if (num_positives > 1) {
-    b.of_classes.pull(i, b.coef[i] / static_cast<T>(num_positives), dz);
   }
   c.t.scale(static_cast<T>(c.inv_temperature), dz, c.width);
   *zdz = c.t.dot(c.row(i), dz, c.width);

@@ -86,10 +86,10 @@ void losses(const Contrast<T>& c, bool decoupled, T* loss, T* log_l, int threads
   } else {
     online_sums(c, sums.get(), offsets.get(), threads);
   }
-  const ClassSums<T> of_classes(c, threads);
+  const ClassSums<T> of_classes(c);
   parallel_for(threads, num_tiles(R), [&](int64_t tile, int) {
     for (int64_t r = tile * kTile; r < std::min(R, (tile + 1) * kTile); ++r) {
-      const int64_t i = c.wanted.begin + r, num_positives = of_classes.num_positives(i);
+      const int64_t i = c.wanted.begin + r, num_positives = c.num_positives(i);
       const double log_sum = std::log(static_cast<double>(sums[r])) + offsets[r] / kLog2E;
       RowLoss row = kNoLoss;
       if (num_positives > 1) {

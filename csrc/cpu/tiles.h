@@ -44,6 +44,9 @@ struct Tiles {
   // The same with one exponential: p_ij = p_ji = 2^(scale tile[i][j] + bias); the weights carry the normalisers.
   void (*pair_weights_fixed)(T* tile, int64_t m, int64_t n, T scale, T bias, const T* row_weights,
                              const T* column_weights, T* row_sums, T* column_sums);
+  // tile[i][j] -= row_shares[i] + column_shares[j] where row_classes[i] = column_classes[j]
+  void (*subtract_shares)(T* tile, int64_t m, int64_t n, const T* row_classes, const T* row_shares,
+                          const T* column_classes, const T* column_shares);
   T (*dot)(const T* a, const T* b, int64_t width);         // width: a multiple of width_step
   void (*axpy)(T alpha, const T* x, T* y, int64_t width);  // y += alpha x
   void (*scale)(T alpha, T* y, int64_t width);             // y *= alpha

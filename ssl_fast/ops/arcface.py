@@ -10,8 +10,8 @@ with c_ij = cos(theta_ij) the cosine of sample i and class j; a class of several
 
 Letters: N samples, C classes, S centres of a class, D embedding.
 
-References: Deng et al. 2019, "ArcFace", arXiv:1801.07698, Eq. 3-4; Wang et al. 2018, "CosFace", arXiv:1801.09414, Eq. 4;
-Deng et al. 2020, "Sub-center ArcFace", ECCV, Eq. 3.
+References: Deng et al. 2019, "ArcFace", arXiv:1801.07698, Eq. 3-4; Wang et al. 2018, "CosFace", arXiv:1801.09414,
+Eq. 4; Deng et al. 2020, "Sub-center ArcFace", ECCV, Eq. 3.
 """
 
 from typing import Any

@@ -57,6 +57,7 @@ class Classes:
         return (rows / norm, norm) if self.normalize else (rows, norm)
 
     def panels(self) -> Iterator["Panel"]:
+        """The classes, some at a time."""
         for first in range(0, len(self.weight), self.per_panel):
             yield Panel(self, first)
 
@@ -131,7 +132,7 @@ def row_weights(
     scale: float | Tensor,
     row_weight: Tensor,  # [M]
 ) -> tuple[Tensor, Tensor]:
-    """coef and pull, each [M], of sum_i row_weight_i softplus(lse_i - scale phi_i): 1 - p_target without cancellation."""
+    """coef and pull, each [M], of sum_i row_weight_i softplus(lse_i - scale phi_i): no 1 - p_target to cancel."""
     coef = row_weight * (lse - scale * phi).sigmoid()
     return coef, coef * slope
 

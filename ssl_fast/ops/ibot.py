@@ -112,7 +112,9 @@ def _token_weights(masks: Tensor, num_tokens: int) -> Tensor:
         raise ValueError(f"masks must be bool of shape [B, P], got {masks.dtype} of shape {list(masks.shape)}")
     num_masked = masks.flatten(1).sum(1)
     if masks.device.type == "cpu" and not torch.compiler.is_compiling() and int(num_masked.sum()) != num_tokens:
-        raise ValueError(f"masks must have as many true entries as there are tokens, {num_tokens}, got {num_masked.sum()}")
+        raise ValueError(
+            f"masks must have as many true entries as there are tokens, {num_tokens}, got {num_masked.sum()}"
+        )
     return torch.repeat_interleave(1 / num_masked.clamp_min(1), num_masked, output_size=num_tokens)
 
 

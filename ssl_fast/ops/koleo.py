@@ -40,7 +40,9 @@ def koleo_reference(
 def _reduced(rows: Tensor, group: Group, grad_reduce: str, reduction: str) -> Tensor:
     if reduction == "none":
         return rows
-    return (global_mean(rows, None, group, grad_reduce)) if reduction == "mean" else global_sum(rows, group, grad_reduce)
+    return (
+        (global_mean(rows, None, group, grad_reduce)) if reduction == "mean" else global_sum(rows, group, grad_reduce)
+    )
 
 
 def _koleo(
@@ -89,7 +91,8 @@ def _koleo_backward(
     dz, unit = dz[begin : begin + len(x)], z[begin : begin + len(x)]
     norm = contract.widened(x.detach()).norm(dim=1, keepdim=True)
     along = torch.where(norm > 1e-12, (unit * dz).sum(1, keepdim=True), 0)
-    return (dz - unit * along) / norm.clamp_min(1e-12)
+    dx: Tensor = (dz - unit * along) / norm.clamp_min(1e-12)
+    return dx
 
 
 class _KoLeo(torch.autograd.Function):

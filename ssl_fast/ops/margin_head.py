@@ -1,5 +1,6 @@
 """The class centres of a margin loss as a module, on one rank or spread over several; with the losses' averages."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from ssl_fast.ops.adaface import adaface, norm_statistics
 from ssl_fast.ops.arcface import arcface, combined_margin, cosface
 from ssl_fast.ops.curricularface import curricularface, mean_target_cosine
 
-_LOSSES = {
+_LOSSES: dict[str, Callable[..., Tensor]] = {
     "arcface": arcface,
     "cosface": cosface,
     "combined": combined_margin,

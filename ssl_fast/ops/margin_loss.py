@@ -1,4 +1,4 @@
-"""What the losses with a margin have in common: checks, labels as targets of this rank's classes, sampling, the call."""
+"""What the losses with a margin share: checks, labels as targets of this rank's classes, sampling, the call."""
 
 from typing import Any
 
@@ -123,7 +123,8 @@ def _check(
         )
     if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(
-            f"labels must be int64 of shape [{len(x)}], one per row of x, got {labels.dtype} of shape {list(labels.shape)}"
+            f"labels must be int64 of shape [{len(x)}], one per row of x, "
+            f"got {labels.dtype} of shape {list(labels.shape)}"
         )
     if weight.device != x.device or labels.device != x.device:
         raise ValueError(f"weight and labels must be on {x.device} as x is, got {weight.device} and {labels.device}")

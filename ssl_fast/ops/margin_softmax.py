@@ -1,4 +1,4 @@
-r"""Cross-entropy over many classes with a margin on the target, without logits [N, C]: the engine of `ops/arcface.py` ...
+r"""Cross-entropy over many classes with a margin on the target, without logits [N, C]: the engine of the losses.
 
     loss_i = log( exp(s phi(c_iy)) + sum_{j != y} exp(s f(c_ij)) ) - s phi(c_iy)
            = softplus( log sum_{j != y} exp(s f(c_ij)) - s phi(c_iy) )
@@ -13,7 +13,6 @@ References: Deng et al. 2019, "ArcFace", arXiv:1801.07698, Eq. 3-4; Huang et al.
 arXiv:2004.00288, Eq. 5-7.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,10 +20,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_fast.distributed import Group, all_gather_rows, gather_sizes, gradient_factor, group_by_name
+from ssl_fast.distributed import Group, all_gather_rows, gather_sizes, group_by_name
 from ssl_fast.ops import contract
 from ssl_fast.ops.class_panels import NEVER, Negatives, row_weights, softplus
-from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.dispatch import choose
 from ssl_fast.ops.margins import Margin, margined
 
 ELSEWHERE, IGNORED = -1, -2  # in place of a target: a class of another rank, and none
@@ -48,7 +47,7 @@ def margin_softmax_reference(
         x, weight = F.normalize(x, dim=1, eps=1e-12), F.normalize(weight, dim=-1, eps=1e-12)
     cosine = x @ weight.flatten(0, -2).to(x.dtype).T  # [N, C S]
     if weight.dim() == 3:
-        cosine = cosine.unflatten(1, weight.shape[:2]).max(2).values
+        cosine = cosine.view(len(x), *weight.shape[:2]).max(2).values
     kept = labels != ignore_index
     own = torch.where(kept, labels, 0)[:, None]  # [N, 1]
     target = cosine.gather(1, own).squeeze(1)
@@ -89,6 +88,11 @@ def target_cosine(
     return torch.where(target >= 0, cosine, 0)
 
 
+def _rule(margin: list[float], flags: list[bool]) -> Margin:
+    m1, m2, m3 = margin
+    return Margin(m1, m2, m3, monotone=flags[0], exact=flags[1])
+
+
 class _Problem:
     """All ranks' rows against this rank's classes, and what the margin makes of the targets."""
 
@@ -113,7 +117,7 @@ class _Problem:
         self.normalize = flags[2]
         dtype = torch.promote_types(x.dtype, torch.float32)
         self.scale = scale_value if scale is None else scale.detach().to(x.device, dtype)
-        rule = Margin(*margin, *flags[:2])
+        rule = _rule(margin, flags)
         cosine = self._sum(target_cosine(self.x, self.weight, target, self.normalize))
         self.phi, self.slope = margined(cosine, rule, row_margins)
         threshold = None if hardness is None else _threshold(cosine, rule)
@@ -127,7 +131,7 @@ class _Problem:
 
     def mine(self, values: Tensor) -> Tensor:
         """This rank's part of numbers that every rank has, [M, ...] -> [N, ...]."""
-        return values if self.group is None else values.split(self.sizes)[self.group.rank()]
+        return values if self.group is None else torch.split(values, self.sizes)[self.group.rank()]
 
     def log_sums(self, row_weight: Tensor | None) -> tuple[Tensor, Any, Any, Any]:
         """Log-normalisers over all ranks' classes [M]; alone and with row_weight [M], the gradients in the same go."""
@@ -140,7 +144,7 @@ class _Problem:
         if self.normalize:
             offset = torch.as_tensor(self.scale, device=lse.device).double() * 2
         else:
-            offset = lse.double()
+            offset = lse.to(torch.float64, copy=True)
             dist.all_reduce(offset, dist.ReduceOp.MAX, self.group)
             offset = offset.clamp_min(NEVER)
         return (self._sum((lse.double() - offset).exp()).log() + offset).clamp_min(NEVER).to(lse.dtype)
@@ -173,7 +177,7 @@ class _Problem:
         if self.group is None:
             return dx
         longest = max(self.sizes)
-        parts = [F.pad(part, (0, 0, 0, longest - len(part))) for part in dx.split(self.sizes)]
+        parts = [F.pad(part, (0, 0, 0, longest - len(part))) for part in torch.split(dx, self.sizes)]
         mine = dx.new_empty(longest, dx.shape[1])
         dist.reduce_scatter_tensor(mine, torch.cat(parts), group=self.group)
         return mine[: self.sizes[self.group.rank()]]
@@ -227,7 +231,7 @@ def _again(ctx: Any, upstream: Tensor, reduction: str) -> list[Tensor | None]:
             x,
             weight.to(x.dtype),
             target,
-            Margin(*margin, *flags[:2]),
+            _rule(margin, flags),
             scale=scale_value if scale is None else scale,
             row_margins=row_margins,
             hardness=hardness,
@@ -295,9 +299,7 @@ class _MarginSoftmaxRows(torch.autograd.Function):
             return *_again(ctx, upstream[0], "none"), *rest
         *inputs, lse = ctx.saved_tensors
         traced = contract.under_tracing()
-        run: Any = (
-            torch.ops.ssl_fast.margin_softmax_rows_backward if traced else _margin_softmax_rows_backward
-        )
+        run: Any = torch.ops.ssl_fast.margin_softmax_rows_backward if traced else _margin_softmax_rows_backward
         gradients = run(upstream[0], lse, *inputs, *ctx.options)
         return *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False)), *rest
 

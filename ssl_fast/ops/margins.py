@@ -5,7 +5,8 @@ r"""What a margin makes of the cosine c = cos(theta) between a sample and its ow
 
 With m1 = 1, cos(theta + m) = c cos m - sqrt(1 - c^2) sin m: no arccosine, whose derivative loses its digits near c = 1.
 
-References: Deng et al. 2019, "ArcFace", arXiv:1801.07698, Eq. 4; Kim et al. 2022, "AdaFace", arXiv:2204.00964, Eq. 12-14.
+References: Deng et al. 2019, "ArcFace", arXiv:1801.07698, Eq. 4; Kim et al. 2022, "AdaFace", arXiv:2204.00964,
+Eq. 12-14.
 """
 
 import math

@@ -72,7 +72,7 @@ def _prototypes(
     if weight_student is None or weight_teacher is None:
         kernel = choose("prototype_logits", impl, student, teacher)
         inputs = (student, teacher, bias, coef, inv_student, inv_teacher, skip_same, with_grad)
-        rows, dstudent, dweight = *kernel.forward(*inputs), None
+        (rows, dstudent), dweight = kernel.forward(*inputs), None
     else:
         weights = weight_student.detach().contiguous(), weight_teacher.detach().contiguous()
         kernel = choose("prototypes", impl, student, weights[0], teacher, weights[1])
@@ -143,14 +143,12 @@ def _widened_reference(
     skip_same: bool,
 ) -> Tensor:
     student = contract.widened(student)
-    weight, weight_teacher, teacher = (
-        None if t is None else t.to(student.dtype) for t in (weight, weight_teacher, teacher)
-    )
+    weight, weight_teacher = (None if t is None else t.to(student.dtype) for t in (weight, weight_teacher))
     with torch.autocast(student.device.type, enabled=False):
         return prototypes_reference(
             student,
             weight,
-            teacher,  # type: ignore[arg-type]
+            teacher.to(student.dtype),
             weight_teacher,
             bias,
             student_temperature=1 / inv_student,

@@ -132,7 +132,7 @@ def check_settings(temperature: float, iterations: int) -> None:
 
 
 def _chunks(logits: Tensor) -> tuple[Tensor, ...]:
-    return logits.split(max(1, _CHUNK // max(1, logits.shape[1])))
+    return torch.split(logits, max(1, _CHUNK // max(1, logits.shape[1])))
 
 
 def _column_logs(

@@ -118,7 +118,7 @@ def supcon(
     labels = labels.long().masked_fill(labels == ignore_index, LEFT_OUT)
     loss = self_contrast(
         "supcon",
-        z.reshape(-1, z.shape[-1]) if z.numel() else z.new_empty(len(z) * num_views, z.shape[-1]),
+        z.flatten(0, -2),
         1,
         labels if num_views == 1 else labels.repeat_interleave(num_views),
         temperature=temperature,

@@ -47,7 +47,10 @@ LOSSES: dict[str, tuple[Loss, Loss]] = {
     "cosface": (cosface, cosface_reference),
     "combined": (lambda *a, **o: combined_margin(*a, m1=1.2, m2=0.3, m3=0.2, **o), combined_reference),
     "adaface": (_with_numbers(adaface, **_NORMS), _with_numbers(adaface_reference, **_NORMS)),
-    "curricularface": (_with_numbers(curricularface, **_HARDNESS), _with_numbers(curricularface_reference, **_HARDNESS)),
+    "curricularface": (
+        _with_numbers(curricularface, **_HARDNESS),
+        _with_numbers(curricularface_reference, **_HARDNESS),
+    ),
 }
 
 

@@ -23,7 +23,9 @@ def heads(
     generator = torch.Generator().manual_seed(num_samples + num_prototypes)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     common, noise = draw(1, num_samples, dim), draw(num_student + num_teacher, num_samples, dim)
-    rows = F.normalize(alignment * F.normalize(common, dim=2) + math.sqrt(1 - alignment**2) * F.normalize(noise, dim=2), dim=2)
+    rows = F.normalize(
+        alignment * F.normalize(common, dim=2) + math.sqrt(1 - alignment**2) * F.normalize(noise, dim=2), dim=2
+    )
     w = F.normalize(draw(num_prototypes, dim), dim=1)
     w_teacher = F.normalize(w + 0.1 * draw(num_prototypes, dim), dim=1)
     z, y = rows.split((num_student, num_teacher))
@@ -142,9 +144,7 @@ def test_absolute_errors_over_alignment_and_temperature(  # type: ignore[no-unty
     inputs = on("cpu", heads(2, 2, 24, 500, 64, alignment), dtype)
     for temperature in (0.02, 0.04, 0.07, 0.2):
         options = {"student_temperature": 2.5 * temperature, "teacher_temperature": temperature}
-        truth = checker.run(
-            lambda *a, o=options: dino_reference(*a, **o), on("cpu", tuple(inputs), torch.float64)
-        )
+        truth = checker.run(lambda *a, o=options: dino_reference(*a, **o), on("cpu", tuple(inputs), torch.float64))
         scale = 100 / torch.cat([g.flatten() for g in truth[1:]]).norm()  # so that fp16 can hold the gradient
         found = checker.run(of(impl, **options), on(device, tuple(inputs), dtype), scale.float())
         assert (found[0] - truth[0]).abs() <= SWEEP[dtype][0] * truth[0]
@@ -170,9 +170,7 @@ def test_sinkhorn_center_is_the_plain_assignment(impl: str, device: str) -> None
         q = sinkhorn((y @ wt.T).flatten(0, 1), temperature=0.04, iterations=iterations).view(2, 40, 210)
         logs = (z @ w.T / 0.1).log_softmax(2)
         expected = -(q[0] * logs[1] + q[1] * logs[0]).sum(1).mean() / 2
-        value = dino_loss(
-            *on(device, (z, y, w, wt)), center="sinkhorn", sinkhorn_iterations=iterations, impl=impl
-        )
+        value = dino_loss(*on(device, (z, y, w, wt)), center="sinkhorn", sinkhorn_iterations=iterations, impl=impl)
         torch.testing.assert_close(value.cpu().double(), expected, rtol=3e-6, atol=0)
 
 
@@ -285,7 +283,9 @@ def test_module_is_the_function(impl: str, device: str) -> None:
     z, y, w, wt = on(device, heads(2, 2, 6, 40, 8))
     weight = torch.rand(6, device=device)
     module = DINOLoss(teacher_temperature=0.07, reduction="sum", impl=impl)
-    expected = dino_loss(z, y, w, wt, teacher_temperature=0.07, center="sinkhorn", weight=weight, reduction="sum", impl=impl)
+    expected = dino_loss(
+        z, y, w, wt, teacher_temperature=0.07, center="sinkhorn", weight=weight, reduction="sum", impl=impl
+    )
     assert torch.equal(module(z, y, w, wt, center="sinkhorn", weight=weight), expected)
     assert "reduction='sum'" in repr(module)
 
@@ -338,7 +338,7 @@ def test_center_is_the_moving_average_of_the_logits() -> None:
 
 
 def test_wrong_centers_are_named() -> None:
-    with pytest.raises(ValueError, match="num_prototypes must be positive.*got num_prototypes=0"):
+    with pytest.raises(ValueError, match=r"num_prototypes must be positive.*got num_prototypes=0"):
         DINOCenter(0)
     with pytest.raises(ValueError, match=r"teacher must have shape \[\.\.\., 4\].*got \[3, 5\]"):
         DINOCenter(6).update_(torch.ones(3, 5), torch.ones(6, 4))

@@ -37,7 +37,9 @@ def samples(world_size: int) -> tuple[Tensor, Tensor]:
     """Three views [3, N, 6] of the joined batch, and masks [N, 4]: the images' tokens are rows of the first view."""
     generator = torch.Generator().manual_seed(1)
     num_rows = sum(SIZES[world_size])
-    return torch.randn(3, num_rows, 6, generator=generator, dtype=torch.float64), torch.rand(num_rows, 4, generator=generator) < 0.5
+    return torch.randn(3, num_rows, 6, generator=generator, dtype=torch.float64), torch.rand(
+        num_rows, 4, generator=generator
+    ) < 0.5
 
 
 def losses(impl: str, grad_reduce: str) -> dict[str, Loss]:

@@ -73,7 +73,9 @@ def test_value_and_gradients_by_the_rule(  # type: ignore[no-untyped-def]
 def test_absolute_errors_of_close_neighbours(impl: str, device: str) -> None:
     """Distances of 1e-3 from float32 rows: taken from their differences, not from 2 - 2 cos."""
     x = rows(20, 8).detach().repeat_interleave(2, 0)
-    x[1::2] += 1e-3 * torch.randn(20, 8, generator=torch.Generator().manual_seed(0)).double() * x[1::2].norm(dim=1)[:, None]
+    x[1::2] += (
+        1e-3 * torch.randn(20, 8, generator=torch.Generator().manual_seed(0)).double() * x[1::2].norm(dim=1)[:, None]
+    )
     x = x.float().requires_grad_()
     exact = x.detach().double().requires_grad_()
     wanted = torch.autograd.grad(koleo_reference(exact), exact)[0]

@@ -60,7 +60,7 @@ def test_rows_sum_to_one_and_columns_to_their_share() -> None:
 
 
 def test_rows_and_columns_far_from_the_others() -> None:
-    """What loses rows to a single global maximum in float32: rows 6 lower, logits in the hundreds, a lonely prototype."""
+    """What a single global maximum loses in float32: rows 6 lower, logits in the hundreds, a lonely prototype."""
     logits = logits_of(30, 10)
     logits[3] -= 6
     logits[:, 4] -= 3

@@ -54,6 +54,7 @@ def equation_2(z: Tensor, labels: Tensor, temperature: float) -> list[float]:
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
 def test_equation_2(temperature: float, impl: str, device: str) -> None:
     z, labels = rows(14, 5, 6)
+    labels[3] = 50
     expected = equation_2(z, labels, temperature)
     assert 0 < len(expected) < 14, "some rows have no positive"
     mean = sum(expected) / len(expected)
@@ -161,9 +162,7 @@ def test_classes_that_draw_together(spread: float, dtype: torch.dtype, impl: str
         checker.against(of(impl, labels, **options), reference(labels, **options), (leaf,), dtype, device)
         wanted = checker.run(reference(labels, **options), [leaf.detach().double().requires_grad_()])
         scale = 100 / wanted[1].norm()
-        found = checker.run(
-            of(impl, labels, **options), [leaf.detach().to(device).requires_grad_()], scale.float()
-        )
+        found = checker.run(of(impl, labels, **options), [leaf.detach().to(device).requires_grad_()], scale.float())
         assert (found[0] - wanted[0]).abs() <= 1e-5 * wanted[0], f"loss at temperature {temperature}"
         error = (found[1] - wanted[1] * scale.float()).norm()
         assert error <= SWEEP[dtype] * 100, f"gradient at temperature {temperature}: {error}"
@@ -261,7 +260,10 @@ def test_not_contiguous(impl: str, device: str) -> None:
     value, expected = supcon(base[:, :, ::2], labels, impl=impl), supcon(dense, labels.clone(), impl=impl)
     value.backward()
     expected.backward()
-    assert torch.equal(value, expected) and base.grad is not None and torch.equal(base.grad[:, :, ::2], dense.grad)
+    assert base.grad is not None and not base.grad[:, :, 1::2].any()
+    # Plain torch's bits may depend on where in memory a matrix lies.
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(base.grad[:, :, ::2], dense.grad)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (0, 2, 4), (1, 4), (1, 1, 4), (5, 4)], ids=str)
@@ -313,7 +315,9 @@ def test_module_is_the_function(impl: str, device: str) -> None:
     z, labels, weight = z.detach().float().to(device), labels.to(device), torch.rand(12, device=device)
     options: dict[str, Any] = {"temperature": 0.3, "base_temperature": 0.07, "ignore_index": 1, "reduction": "sum"}
     module = SupConLoss(**options, normalize=False, impl=impl)
-    assert torch.equal(module(z, labels, weight), supcon(z, labels, weight=weight, **options, normalize=False, impl=impl))
+    assert torch.equal(
+        module(z, labels, weight), supcon(z, labels, weight=weight, **options, normalize=False, impl=impl)
+    )
     assert "base_temperature=0.07" in repr(module)
 
 

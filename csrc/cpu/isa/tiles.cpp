@@ -91,11 +91,22 @@ void pair_weights_fixed(T* tile, int64_t m, int64_t n, T scale, T bias, const T*
 }
 
 template <typename T>
+void subtract_shares(T* tile, int64_t m, int64_t n, const T* row_classes, const T* row_shares, const T* column_classes,
+                     const T* column_shares) {
+  for (int64_t i = 0; i < m; ++i, tile += kTile) {
+    for (int64_t j = 0; j < n; j += kLanes<T>) {
+      const Vec<T> share = load_unaligned(column_shares + j) + row_shares[i];
+      store(tile + j, load(tile + j) - (load_unaligned(column_classes + j) == row_classes[i] ? share : Vec<T>{}));
+    }
+  }
+}
+
+template <typename T>
 constexpr Tiles<T> table() {
-  return {kPanel<T>,       kRows,         kPanel<T>,       load_rows<T>,
-          pack_panels<T>,  scores<T>,     add_product<T>,  add_transposed_product<T>,
-          add_exp_sums<T>, online_exp<T>, pair_weights<T>, pair_weights_fixed<T>,
-          dot<T>,          axpy<T>,       scale<T>};
+  return {kPanel<T>,          kRows,         kPanel<T>,       load_rows<T>,
+          pack_panels<T>,     scores<T>,     add_product<T>,  add_transposed_product<T>,
+          add_exp_sums<T>,    online_exp<T>, pair_weights<T>, pair_weights_fixed<T>,
+          subtract_shares<T>, dot<T>,        axpy<T>,         scale<T>};
 }
 
 }  // namespace

@@ -48,7 +48,7 @@ inline void store(T* aligned, Vec<T> value) {
 }
 template <typename T>
 inline Vec<T> broadcast(T value) {
-  return value - Vec<T>{};  // x - 0 is x, so this is one load; 0 + x is an addition (of -0, it would be 0)
+  return value - Vec<T>{};  // x - 0 is x, whatever x: one instruction from memory (x + 0 is not, for -0, and takes two)
 }
 
 // Sum of the lanes, in a fixed order: halves on halves.

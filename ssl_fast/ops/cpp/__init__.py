@@ -1,6 +1,7 @@
 """C++ kernels for the CPU: `ssl_fast._cpu`, which knows no torch. These files allocate and pass addresses."""
 
 import json
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,11 +14,13 @@ from torch import Tensor
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
+@cache
 def module() -> ModuleType:
     """`ssl_fast._cpu`; ImportError where it was not built."""
     return import_module("ssl_fast._cpu")
 
 
+@cache
 def why_not_built(name: str) -> str | None:
     """Why the native module `name` ("_cpu" or "_cuda") is not there; None when it is."""
     if find_spec(f"ssl_fast.{name}") is not None:

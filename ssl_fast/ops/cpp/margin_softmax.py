@@ -1,5 +1,7 @@
 """Margin softmax on the CPU: csrc/cpu/margin_softmax.cpp."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ def forward(
     slope: Tensor,  # [M] their derivatives
     row_weight: Tensor | None,  # [M]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Log-normaliser of the negatives [M]; with row_weight also dx, dweight and mean [M] of the weighted sum of losses."""
+    """Log-normaliser of the negatives [M]; with row_weight also dx, dweight, mean [M] of the weighted sum of losses."""
     lse = torch.empty(len(x), dtype=result_dtype(x.dtype))
     rows = (phi, slope, row_weight)
     return lse, *_run(x, weight, target, negatives, normalize, False, rows, lse, row_weight is not None)
@@ -63,11 +65,11 @@ def _run(
     x, weight, target = x.contiguous(), weight.contiguous(), target.contiguous()
     dtype = result_dtype(x.dtype)
     shapes = (x.shape, weight.shape, lse.shape) if with_grad else ()
-    grads = [torch.empty(shape, dtype=dtype) for shape in shapes] or [None] * 3
+    grads: list[Any] = [torch.empty(shape, dtype=dtype) for shape in shapes] or [None] * 3
     columns = [None if t is None else t.to(dtype).contiguous() for t in (negatives.threshold, *rows)]
     module().margin_softmax(
         x.data_ptr(), DTYPES[x.dtype], weight.data_ptr(), DTYPES[weight.dtype], target.data_ptr(), len(x),
         *weight.shape, float(negatives.scale), float(negatives.hardness), normalize, lse_given,
         *(0 if t is None else t.data_ptr() for t in (*columns, lse, *grads)), torch.get_num_threads(),
     )  # fmt: skip
-    return tuple(grads)  # type: ignore[arg-type,return-value]
+    return grads[0], grads[1], grads[2]

@@ -56,6 +56,7 @@ def backward(
     dx, zdz = torch.empty(end - begin, D, dtype=dtype), torch.empty(end - begin, dtype=dtype)
     module().nt_xent_backward(
         x.data_ptr(), DTYPES[x.dtype], positive.data_ptr(), ids, coef.data_ptr(), log_l.data_ptr(), N, D,
-        begin, end, float(inv_temperature), normalize, decoupled, dx.data_ptr(), zdz.data_ptr(), torch.get_num_threads(),
+        begin, end, float(inv_temperature), normalize, decoupled, dx.data_ptr(), zdz.data_ptr(),
+        torch.get_num_threads(),
     )  # fmt: skip
     return dx, zdz

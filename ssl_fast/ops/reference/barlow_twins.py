@@ -37,11 +37,11 @@ def forward(
     with torch.autocast(z1.device.type, enabled=False):
         both = TwoViews(z1, z2, group)
         N = max(both.num_rows, 1)
-        (a, inv_a), (b, inv_b) = _normalized(both, eps)
-        own_a, own_b = a[both.mine], b[both.mine]
+        a, b, inv_a, inv_b, scratch = _normalized(both, eps)
+        own_a, own_b, own_scratch = a[both.mine], b[both.mine], scratch[both.mine]
         if both.gram:
             gram_a, gram_b = own_a @ a.T, own_b @ b.T  # [n, N] each
-            diagonal = (a * b).sum(0) / N
+            diagonal = torch.mul(a, b, out=scratch).sum(0) / N
             (inner,) = both.over_ranks((gram_a * gram_b).sum(dtype=torch.float64) / N**2)
             off_diagonal = inner - diagonal.double().square().sum()
         else:
@@ -63,15 +63,20 @@ def forward(
         else:
             da.addmm_(b, correlation.T, alpha=2 * lambd / N)
             db.addmm_(a, correlation, alpha=2 * lambd / N)
-        along_a, along_b = both.over_ranks((own_a * da).sum(0), (own_b * db).sum(0))
+        along_a = torch.mul(own_a, da, out=own_scratch).sum(0)
+        along_b = torch.mul(own_b, db, out=own_scratch).sum(0)
+        along_a, along_b = both.over_ranks(along_a, along_b)
         da.addcmul_(own_a, along_a, value=-1 / N).mul_(inv_a)
         db.addcmul_(own_b, along_b, value=-1 / N).mul_(inv_b)
         return value, da, db
 
 
-def _normalized(both: TwoViews, eps: float) -> list[tuple[Tensor, Tensor]]:
-    """Each view's columns at mean 0 and variance 1 [M, D], and what they were multiplied by [D]."""
-    views = both.centred()
-    squares = both.over_rows(*(x.square().sum(0) for x in views))
-    inverses = [(square / max(both.num_rows, 1) + eps).rsqrt_() for square in squares]
-    return [(x.mul_(inverse), inverse) for x, inverse in zip(views, inverses, strict=True)]
+def _normalized(both: TwoViews, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Each view's columns at mean 0 and variance 1 [M, D], what they were multiplied by [D], and room for products
+    [M, D]: fresh memory costs more than the products do.
+    """
+    first, second = both.centred()
+    scratch = first.square()
+    squares = both.over_rows(scratch.sum(0), torch.mul(second, second, out=scratch).sum(0))
+    inv_a, inv_b = ((square / max(both.num_rows, 1) + eps).rsqrt_() for square in squares)
+    return first.mul_(inv_a), second.mul_(inv_b), inv_a, inv_b, scratch

@@ -19,8 +19,8 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Per row: the distance [N] and, when wanted, its gradient dp [N, D]; at least fp32."""
     with torch.autocast(p.device.type, enabled=False):
-        p = widened(p)
-        z = z.to(p.dtype)
+        p = widened(p).contiguous()
+        z = z.to(p.dtype).contiguous()
         if not normalize:
             apart = p - z
             return apart.square().sum(1), apart.mul_(2) if with_grad else None

@@ -21,7 +21,7 @@ def forward(
     slope: Tensor,  # [M] their derivatives
     row_weight: Tensor | None,  # [M]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Log-normaliser of the negatives [M]; with row_weight also dx, dweight and mean [M] of the weighted sum of losses."""
+    """Log-normaliser of the negatives [M]; with row_weight also dx, dweight, mean [M] of the weighted sum of losses."""
     with torch.autocast(x.device.type, enabled=False):
         classes = Classes(x, weight, target, normalize)
         lse = classes.log_sums(negatives, PASSES)

@@ -55,11 +55,12 @@ def forward(
     log_l = torch.empty_like(loss)
     if end == begin:
         return loss, log_l
+    sums: tuple[Tensor | None, Tensor, Tensor | None]  # as _row_sums returns them
     with tiles.on_device(x):
         cosine = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
         z = unit_rows(x, normalize, tiles.planes(x.dtype), positive, cosine)
         if tiles.bounded(inv_temperature, normalize) and rows == (0, x.shape[0]) and classes is None:
-            sums = (None, _triangle(z, x, positive, inv_temperature), None)
+            sums = None, _triangle(z, x, positive, inv_temperature), None
         else:
             sums = _row_sums(z, x, positive, rows, inv_temperature, normalize, classes)
         _reduce(*sums, cosine, loss, log_l, begin, inv_temperature, classes, decoupled)
@@ -228,7 +229,7 @@ def _weighted_sums(
     num_rows, dim = x.shape
     num_planes = tiles.planes(x.dtype)
     block_d, chunks = tiles.width(dim, num_planes)
-    tile = tiles.tile("backward", num_planes, dim, x.device)
+    tile = tiles.tile("backward" if classes is None else "class_backward", num_planes, dim, x.device)
     wanted = rows[1] - rows[0]
     row_tiles, parts, per_part = tiles.partition(wanted, num_rows, tile, x.device, most=16)
     bounded = tiles.bounded(inv_temperature, normalize)

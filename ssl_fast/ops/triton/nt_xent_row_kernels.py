@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Device code of nt_xent that walks rows: what comes after the tiles (see nt_xent.py for the algorithm and the letters).
+"""Device code of nt_xent that walks rows, after the tiles (see nt_xent.py for the algorithm and the letters).
 
 CLASSES: as in nt_xent_kernels.py. DECOUPLED: the positive is in no normaliser. A row without a loss has log_l = inf.
 """

@@ -52,7 +52,7 @@ def width(dim: int, num_planes: int) -> tuple[int, int]:
 
 
 def tile(kernel: str, num_planes: int, dim: int, device: torch.device) -> Tile:
-    """The tile of `kernel` ("triangle", "row_sum", "backward" or "queue") for embeddings of `dim` numbers."""
+    """The tile of a kernel of tile_table.py ("row_sum") for embeddings of `dim` numbers."""
     block_d, chunks = width(dim, num_planes)
     width_class: int | str = "chunked" if chunks > 1 else max(64, block_d)
     arch = architecture(device)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ssl_fast.ops.classes import Classes
-from ssl_fast.ops.triton import info_nce, nt_xent, tile_table, tiles
+from ssl_fast.ops.triton import clip_loss, info_nce, nt_xent, siglip_loss, tile_table, tiles
 from tests.ops.triton import compiling
 
 pytest.importorskip("triton")
@@ -80,3 +80,33 @@ def test_every_tile(arch: str, dtype: torch.dtype, dim: int, monkeypatch: pytest
         for call in _calls(dim, dtype, queue_dtype, fixed).values():
             launches = compiling.record(call, arch, monkeypatch)
             _check([launch for launch in launches if launch[0].__name__ in _MMA], arch)
+
+
+def _towers(dtype: torch.dtype, with_numbers: bool, rows: tuple[int, int]) -> dict[str, Callable[[], object]]:
+    """The calls of the losses over two towers at 64 pairs: their kernels are the same at every size."""
+    image, coef, log_l = torch.empty(64, 512, dtype=dtype), torch.empty(2, 64), torch.empty(2, 64, dtype=torch.float64)
+    scale, bias = (torch.ones(()), torch.ones(())) if with_numbers else (10.0, -10.0)
+    return {
+        "clip": lambda: clip_loss.forward(image, image, rows, scale, True, 2),
+        "backward of clip": lambda: clip_loss.backward(image, image, coef, log_l, rows, scale, True),
+        "one direction": lambda: clip_loss.backward(image, image, coef[:1], log_l[:1], rows, scale, True),
+        "siglip": lambda: siglip_loss.forward(image, image, coef[0], rows, scale, bias, True),
+        "siglip alone": lambda: siglip_loss.forward(image, image, None, rows, scale, bias, True),
+    }
+
+
+@pytest.mark.parametrize("arch", _ARCHITECTURES)
+def test_kernels_between_products(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, names = _towers(torch.bfloat16, True, (0, 64)), set()
+    for call in ("clip", "backward of clip", "siglip"):
+        names |= _check(compiling.record(calls[call], arch, monkeypatch), arch)
+    assert names == {"online_sum_kernel", "softmax_weight_kernel", "sigmoid_weight_kernel"}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("arch", [*_ARCHITECTURES, "sm86"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_every_kernel_between_products(arch: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    for with_numbers, rows in ((True, (0, 64)), (False, (16, 48))):
+        for call in _towers(dtype, with_numbers, rows).values():
+            _check(compiling.record(call, arch, monkeypatch), arch)

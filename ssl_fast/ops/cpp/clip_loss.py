@@ -1,0 +1,54 @@
+"""CLIP's loss on the CPU: csrc/cpu/clip_loss.cpp."""
+
+import torch
+from torch import Tensor
+
+from ssl_fast.ops.cpp import DTYPES, module, result_dtype, unavailable
+
+__all__ = ["backward", "forward", "unavailable"]
+
+
+def forward(
+    image: Tensor,  # [M, D]
+    text: Tensor,  # [M, D]
+    rows: tuple[int, int],
+    scale: float | Tensor,
+    normalize: bool,
+    sides: int,
+) -> tuple[Tensor, Tensor]:
+    """Loss [S, R] and log of the whole normaliser [S, R], float64, of the pairs begin..end in each direction."""
+    image, text = image.contiguous(), text.contiguous()
+    M, D = image.shape
+    begin, end = rows
+    loss = torch.empty(sides, end - begin, dtype=result_dtype(image.dtype))
+    log_l = torch.empty(sides, end - begin, dtype=torch.float64)
+    module().clip_loss_forward(
+        image.data_ptr(), text.data_ptr(), DTYPES[image.dtype], M, D, begin, end, float(scale), normalize, sides,
+        loss.data_ptr(), log_l.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return loss, log_l
+
+
+def backward(
+    image: Tensor,  # [M, D]
+    text: Tensor,  # [M, D]
+    coef: Tensor,  # [S, M]
+    log_l: Tensor,  # [S, M] float64
+    rows: tuple[int, int],
+    scale: float | Tensor,
+    normalize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """d(sum coef loss)/dimage [R, D], d/dtext [R, D] of the pairs begin..end, and their shares [R] of d/dscale."""
+    image, text = image.contiguous(), text.contiguous()
+    M, D = image.shape
+    begin, end = rows
+    dtype = result_dtype(image.dtype)
+    coef, log_l = coef.to(dtype).contiguous(), log_l.contiguous()
+    dimage, dtext = (torch.empty(end - begin, D, dtype=dtype) for _ in range(2))
+    dscale = torch.empty(end - begin, dtype=dtype)
+    module().clip_loss_backward(
+        image.data_ptr(), text.data_ptr(), DTYPES[image.dtype], coef.data_ptr(), log_l.data_ptr(), M, D, begin, end,
+        float(scale), normalize, len(coef), dimage.data_ptr(), dtext.data_ptr(), dscale.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return dimage, dtext, dscale
