@@ -136,7 +136,7 @@ def barlow_twins(
         lambd: coefficient of the off-diagonal squares.
         eps: added to the variances, positive.
         group: process group over whose rows the statistics run, local batches may differ in size. Every rank returns
-            the global value; gradients are exact without any communication of gradients. None: this process alone.
+            the global value; gradients are exact, for one more sum of 2 D numbers. None: this process alone.
         grad_reduce: "mean" when gradients are averaged over the ranks afterwards (DDP): they are multiplied by the
             number of ranks. "sum" when they are added.
         impl: "auto" or "reference".

@@ -49,7 +49,8 @@ def margin_loss(
 
     Raises:
         ValueError: an argument has a wrong shape, dtype, device or value.
-        RuntimeError: `impl` is not available here, or a second derivative or a torch.func transform with `group`.
+        RuntimeError: `impl` is not available here, or a second derivative or a torch.func transform with `group` or
+            `sample_rate`.
     """
     _check(x, weight, labels, sample_rate)
     contract.check_reduction(reduction)
@@ -60,6 +61,8 @@ def margin_loss(
     if contract.under_functorch():
         if group is not None:
             raise RuntimeError("margin losses with group= do not work inside torch.func transforms")
+        if sample_rate < 1:
+            raise RuntimeError(f"margin losses sample no classes inside torch.func transforms, got {sample_rate=}")
         wide = contract.widened(x)
         options |= {"scale": scale, "ignore_index": ignore_index, "reduction": reduction}
         return margin_softmax_reference(wide, weight.to(wide.dtype), labels, margin, **options)

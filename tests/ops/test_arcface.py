@@ -196,6 +196,8 @@ def test_transform_of_torch_func() -> None:
     x, weight, labels = (t.detach() for t in samples(5, 7, 3))
     expected = torch.autograd.functional.jacobian(lambda a: arcface_reference(a, weight, labels), x)
     torch.testing.assert_close(torch.func.grad(lambda a: arcface(a, weight, labels))(x), expected)
+    with pytest.raises(RuntimeError, match=r"sample no classes inside torch.func transforms, got sample_rate=0.5"):
+        torch.func.grad(lambda a: arcface(a, weight, labels, sample_rate=0.5))(x)
 
 
 # Kinds of inputs
