@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--runs", default="", help="folder of the run folders; by default they are deleted")
     parser.add_argument("overrides", nargs="*", help="settings of the recipe, key=value")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     path = RESULTS / "pretrain.csv"
     kept = []
     if path.exists():
