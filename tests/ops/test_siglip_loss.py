@@ -211,8 +211,11 @@ def test_not_contiguous(impl: str, device: str) -> None:
     value, expected = siglip_loss(image, text, 5.0, -3.0, impl=impl), siglip_loss(*dense, 5.0, -3.0, impl=impl)
     value.backward()
     expected.backward()
-    assert torch.equal(value, expected) and base.grad is not None
-    assert torch.equal(base.grad[:, 0, ::2], dense[0].grad) and torch.equal(base.grad[:, 1, 1::2], dense[1].grad)
+    # Not bit for bit: torch's own small products depend on the alignment of their memory.
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    assert base.grad is not None
+    torch.testing.assert_close(base.grad[:, 0, ::2], dense[0].grad, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(base.grad[:, 1, 1::2], dense[1].grad, rtol=1e-5, atol=1e-7)
 
 
 def test_no_pairs(impl: str, device: str) -> None:

@@ -140,7 +140,7 @@ def _row_sums(
     num_rows, dim = x.shape
     num_planes = tiles.planes(x.dtype)
     block_d, chunks = tiles.width(dim, num_planes)
-    tile = tiles.tile("row_sum", num_planes, dim, x.device)
+    tile = tiles.tile("row_sum" if classes is None else "class_row_sum", num_planes, dim, x.device)
     wanted = rows[1] - rows[0]
     row_tiles, parts, per_part = tiles.partition(wanted, num_rows, tile, x.device, most=16)
     bounded = tiles.bounded(inv_temperature, normalize)

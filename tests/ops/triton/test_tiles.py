@@ -64,7 +64,7 @@ def test_fixed_offset_only_where_it_is_safe() -> None:
 @pytest.mark.parametrize("arch", ["sm80", "sm86", "sm90", "sm100", "interpreter"])
 def test_table_has_every_tile(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "architecture", lambda device: arch)
-    for kernel in ("triangle", "row_sum", "backward", "class_backward", "queue"):
+    for kernel in ("triangle", "row_sum", "class_row_sum", "backward", "class_backward", "queue"):
         for dim in range(1, tiles.MAX_DIM + 1):
             for planes in (1, 2, 3):
                 block_d, chunks = tiles.width(dim, planes)
