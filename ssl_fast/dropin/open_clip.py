@@ -10,6 +10,8 @@ once DistributedDataParallel has averaged them.
 Not served: Horovod, `dist_impl` as a choice (one gather serves all four), the other losses of that module.
 """
 
+from typing import Any
+
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -122,8 +124,8 @@ class SigLipLoss(nn.Module):
         if group is None:
             loss = siglip_loss(image_features, text_features, scale, bias, normalize=False)
         else:
-            options = {"normalize": False, "group": group, "reduction": "none"}
-            loss = siglip_loss(image_features, text_features, scale, bias, **options).mean()  # type: ignore[arg-type]
+            options: dict[str, Any] = {"normalize": False, "group": group, "reduction": "none"}
+            loss = siglip_loss(image_features, text_features, scale, bias, **options).mean()
         return {"contrastive_loss": loss} if output_dict else loss
 
 

@@ -1,5 +1,7 @@
 """VICReg and Barlow Twins, as lightly calls them."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -61,7 +63,7 @@ class VICRegLoss(nn.Module):
         other: Tensor,  # [N, D]
         group: Group,
     ) -> Tensor:
-        rest = {"variance": self.mu_param / 2, "covariance": self.nu_param, "eps": self.eps}
+        rest: dict[str, Any] = {"variance": self.mu_param / 2, "covariance": self.nu_param, "eps": self.eps}
         if group is None:
             return vicreg(one, other, invariance=self.lambda_param, **rest)
         near = F.mse_loss(widened(one), widened(other))
