@@ -20,4 +20,12 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("margin_softmax", &ssl_fast::margin_softmax, unlocked());
   m.def("ema_update", &ssl_fast::ema_update, unlocked());
   m.def("lars_step", &ssl_fast::lars_step, unlocked());
+  m.def("lookahead_update", &ssl_fast::lookahead_update, unlocked());
+  m.def("square_sum", &ssl_fast::square_sum, unlocked());
+  m.def("scale", &ssl_fast::scale, unlocked());
+  m.def("centralize", &ssl_fast::centralize, unlocked());
+  m.def("sam_ascend", &ssl_fast::sam_ascend, unlocked());
+  m.def("sam_sgd", &ssl_fast::sam_sgd, unlocked());
+  m.def("sam_adamw", &ssl_fast::sam_adamw, unlocked());
+  m.def("lamb_step", &ssl_fast::lamb_step, unlocked());
 }

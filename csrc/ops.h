@@ -120,9 +120,9 @@ void margin_softmax(Address x,  // [N, D]
                     Address mean,        // [N]
                     int threads);
 
-// --- Multi-tensor updates (csrc/cpu/multi_tensor.cpp, csrc/cuda/multi_tensor.cu) ---
+// --- Multi-tensor updates (csrc/{cpu,cuda}/{multi_tensor,gradients,sam,lamb}) ---
 // All tensors of a list in one call. Tensor i is flat memory of sizes[i] elements, and the tensors i of all lists are
-// laid out alike. Equations: ssl_fast/ops/multi_tensor.py. dtype: a DType, the same for all tensors of a list.
+// laid out alike. Equations: ssl_fast/ops/<the same name>.py. dtype: a DType, the same for all tensors of a list.
 
 using Addresses = std::vector<Address>;
 using Sizes = std::vector<std::int64_t>;
@@ -135,6 +135,31 @@ void lars_step(const Addresses& params, const Addresses& grads, const Addresses&
                const std::vector<bool>& adapt, int dtype, double lr, double momentum, double weight_decay,
                double trust_coefficient, double eps, bool nesterov, bool clip, int threads);
 
+// slow[i], fast[i] [sizes[i]] <- slow + alpha (fast - slow), both
+void lookahead_update(const Addresses& fast, const Addresses& slow, const Sizes& sizes, int dtype, double alpha,
+                      int threads);
+// Sum of the squares of all tensors, or of weights[i] tensors[i] element by element; weights is empty or as long.
+double square_sum(const Addresses& tensors, const Addresses& weights, const Sizes& sizes, int dtype, int threads);
+// tensors[i] [sizes[i]] <- factor tensors[i]
+void scale(const Addresses& tensors, const Sizes& sizes, int dtype, double factor, int threads);
+// tensors[i] [rows[i], sizes[i] / rows[i]] <- each row less its mean
+void centralize(const Addresses& tensors, const Sizes& sizes, const Sizes& rows, int dtype, int threads);
+// saved[i] [sizes[i]] <- params[i]; params[i] <- params[i] + factor grads[i] (params[i]^2 grads[i] where adaptive)
+void sam_ascend(const Addresses& params, const Addresses& grads, const Addresses& saved, const Sizes& sizes, int dtype,
+                double factor, bool adaptive, int threads);
+// params[i] [sizes[i]] <- one step of SGD from saved[i]; buffers[i] (momentum, the same dtype) may be an empty list.
+void sam_sgd(const Addresses& params, const Addresses& saved, const Addresses& grads, const Addresses& buffers,
+             const Sizes& sizes, int dtype, double lr, double momentum, double weight_decay, bool nesterov,
+             int threads);
+// params[i] [sizes[i]] <- one step of AdamW from saved[i]; first and second moments of the same dtype; step from 1.
+void sam_adamw(const Addresses& params, const Addresses& saved, const Addresses& grads, const Addresses& first,
+               const Addresses& second, const Sizes& sizes, int dtype, double lr, double beta1, double beta2,
+               double eps, double weight_decay, double step, int threads);
+// params[i], first[i], second[i] [sizes[i]] <- one LAMB step; moments are float64 where dtype is, else float32.
+void lamb_step(const Addresses& params, const Addresses& grads, const Addresses& first, const Addresses& second,
+               const Sizes& sizes, const std::vector<bool>& adapt, int dtype, double lr, double beta1, double beta2,
+               double eps, double weight_decay, bool bias_correction, bool clip, double step, int threads);
+
 namespace cuda {
 void ema_update(const Addresses& targets, const Addresses& sources, const Sizes& sizes, int target_dtype,
                 int source_dtype, double momentum, int device, Address stream);
@@ -145,6 +170,31 @@ void lars_step(const Addresses& params, const Addresses& grads, const Addresses&
                const std::vector<bool>& adapt, int dtype, double lr, Address lr_tensor, double momentum,
                double weight_decay, double trust_coefficient, double eps, bool nesterov, bool clip, Address workspace,
                int device, Address stream);
+void lookahead_update(const Addresses& fast, const Addresses& slow, const Sizes& sizes, int dtype, double alpha,
+                      int device, Address stream);
+// Bytes that square_sum needs at `workspace`; the sum, a float64, is written to `sum`.
+std::int64_t square_sum_workspace(const Sizes& sizes);
+void square_sum(const Addresses& tensors, const Addresses& weights, const Sizes& sizes, int dtype, Address workspace,
+                Address sum, int device, Address stream);
+// factor: address of a float64 on the device. Nothing is written where it is 1.
+void scale(const Addresses& tensors, const Sizes& sizes, int dtype, Address factor, int device, Address stream);
+void centralize(const Addresses& tensors, const Sizes& sizes, const Sizes& rows, int dtype, int device, Address stream);
+// factor: address of a float64 on the device.
+void sam_ascend(const Addresses& params, const Addresses& grads, const Addresses& saved, const Sizes& sizes, int dtype,
+                Address factor, bool adaptive, int device, Address stream);
+// lr_tensor: address of a float64 on the device that replaces lr, or 0.
+void sam_sgd(const Addresses& params, const Addresses& saved, const Addresses& grads, const Addresses& buffers,
+             const Sizes& sizes, int dtype, double lr, Address lr_tensor, double momentum, double weight_decay,
+             bool nesterov, int device, Address stream);
+void sam_adamw(const Addresses& params, const Addresses& saved, const Addresses& grads, const Addresses& first,
+               const Addresses& second, const Sizes& sizes, int dtype, double lr, Address lr_tensor, double beta1,
+               double beta2, double eps, double weight_decay, double step, int device, Address stream);
+// Bytes that lamb_step needs at `workspace`; step: address of a float64 on the device, from 1.
+std::int64_t lamb_workspace(const Sizes& sizes);
+void lamb_step(const Addresses& params, const Addresses& grads, const Addresses& first, const Addresses& second,
+               const Sizes& sizes, const std::vector<bool>& adapt, int dtype, double lr, Address lr_tensor,
+               double beta1, double beta2, double eps, double weight_decay, bool bias_correction, bool clip,
+               Address step, Address workspace, int device, Address stream);
 }  // namespace cuda
 
 }  // namespace ssl_fast

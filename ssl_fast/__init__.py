@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ssl_fast.ops.dino import dino_loss as dino_loss
     from ssl_fast.ops.ibot import IBOTLoss as IBOTLoss
     from ssl_fast.ops.ibot import ibot_loss as ibot_loss
+    from ssl_fast.ops.gradients import centralize_gradients_ as centralize_gradients_
+    from ssl_fast.ops.gradients import clip_grad_norm_ as clip_grad_norm_
     from ssl_fast.ops.info_nce import InfoNCELoss as InfoNCELoss
     from ssl_fast.ops.info_nce import MoCoQueue as MoCoQueue
     from ssl_fast.ops.info_nce import info_nce as info_nce
@@ -55,7 +57,11 @@ if TYPE_CHECKING:
     from ssl_fast.ops.supcon import SupConLoss as SupConLoss
     from ssl_fast.ops.supcon import supcon as supcon
     from ssl_fast.optim import EMA as EMA
+    from ssl_fast.optim import LAMB as LAMB
     from ssl_fast.optim import LARS as LARS
+    from ssl_fast.optim import SAM as SAM
+    from ssl_fast.optim import GradientCentralization as GradientCentralization
+    from ssl_fast.optim import Lookahead as Lookahead
 
 __version__ = "0.1.0"
 
@@ -101,6 +107,12 @@ _HOME = {
     "DCLLoss": "ssl_fast.ops.dcl",
     "LARS": "ssl_fast.optim",
     "EMA": "ssl_fast.optim",
+    "SAM": "ssl_fast.optim",
+    "LAMB": "ssl_fast.optim",
+    "Lookahead": "ssl_fast.optim",
+    "GradientCentralization": "ssl_fast.optim",
+    "clip_grad_norm_": "ssl_fast.ops.gradients",
+    "centralize_gradients_": "ssl_fast.ops.gradients",
 }
 __all__ = ["__version__", *_HOME]
 

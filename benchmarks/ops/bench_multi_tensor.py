@@ -112,11 +112,11 @@ def measure(table: dict[tuple[str, str], Callable[[], object]], rounds: int, dev
     ]
 
 
-def percent_of_floor(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Adds the column floor_percent, from the row "floor"."""
+def percent_of_floor(rows: list[dict[str, object]], bytes_moved: dict[str, int] = BYTES) -> list[dict[str, object]]:
+    """Adds the column floor_percent, from the row "floor" and the bytes per parameter that each op must move."""
     floor_ms = next(float(str(row["best_ms"])) for row in rows if row["op"] == "floor")
     for row in rows:
-        moved = BYTES.get(str(row["op"]), 12) / 12
+        moved = bytes_moved.get(str(row["op"]), 12) / 12
         row["floor_percent"] = 100 * floor_ms * moved / float(str(row["ms"]))
     return rows
 
@@ -133,7 +133,7 @@ def main() -> None:
     native = "cuda" if arguments.device == "cuda" else "cpp"
     usable = [impl for impl in (native, "reference") if backends()["multi_tensor"][impl] == "available"]
     table = {**ema_contenders(params, usable), **lars_contenders(params, usable)}
-    rows = percent_of_floor(measure(table, arguments.rounds, arguments.device))
+    rows = percent_of_floor(measure(table, arguments.rounds, arguments.device), BYTES)
     for row in rows:
         row |= {"threads": arguments.threads, "parameters": sum(p.numel() for p in params), "tensors": len(params)}
         times = f"{row['ms']:8.2f} ms (best {row['best_ms']:.2f})"

@@ -2,75 +2,14 @@
 // terms of every sum: the bits do not depend on the number of threads.
 #include "cpu/isa/multi_tensor.h"
 
-#include <algorithm>
-#include <stdexcept>
-#include <string>
-
-#include "cpu/isa.h"
+#include "cpu/chunks.h"
 #include "cpu/parallel.h"
 #include "ops.h"
 
 namespace ssl_fast {
 namespace {
 
-constexpr std::int64_t kChunk = 1 << 14;        // elements
-constexpr std::int64_t kCachedBytes = 8 << 20;  // of parameters and gradients between the two passes of LARS
-
-const MultiTensorKernels& kernels() {
-  switch (chosen_isa()) {
-#ifdef SSL_FAST_HAS_avx512
-    case Isa::avx512:
-      return avx512::multi_tensor;
-#endif
-#ifdef SSL_FAST_HAS_avx2
-    case Isa::avx2:
-      return avx2::multi_tensor;
-#endif
-    default:
-      return generic::multi_tensor;
-  }
-}
-
-std::int64_t element_size(int dtype) {
-  switch (static_cast<DType>(dtype)) {
-    case DType::float32:
-      return 4;
-    case DType::float64:
-      return 8;
-    case DType::bfloat16:
-    case DType::float16:
-      return 2;
-  }
-  throw std::invalid_argument("dtype must be 0, 1, 2 or 3, got " + std::to_string(dtype));
-}
-
-struct Chunk {
-  std::size_t tensor;
-  std::int64_t begin, size;  // elements
-};
-
-// Chunks of the tensors first, first + 1, ... last - 1.
-std::vector<Chunk> cut(const Sizes& sizes, std::size_t first, std::size_t last) {
-  std::vector<Chunk> chunks;
-  for (std::size_t i = first; i < last; ++i) {
-    for (std::int64_t begin = 0; begin < sizes[i]; begin += kChunk) {
-      chunks.push_back({i, begin, std::min(kChunk, sizes[i] - begin)});
-    }
-  }
-  return chunks;
-}
-
-void* at(Address base, std::int64_t offset) { return reinterpret_cast<void*>(base + std::uintptr_t(offset)); }
-
-// One past the last of the tensors from `first` on whose parameters and gradients fit the cache together; at least one.
-std::size_t cached_run(const Sizes& sizes, std::size_t first, std::int64_t element) {
-  std::int64_t bytes = 0;
-  std::size_t last = first;
-  while (last < sizes.size() && (last == first || bytes + 2 * element * sizes[last] <= kCachedBytes)) {
-    bytes += 2 * element * sizes[last++];
-  }
-  return last;
-}
+const MultiTensorKernels& kernels() { return SSL_FAST_PICK(multi_tensor); }
 
 }  // namespace
 
@@ -94,7 +33,7 @@ void lars_step(const Addresses& params, const Addresses& grads, const Addresses&
   const MultiTensorKernels& kernel = kernels();
   std::vector<double> ratios(sizes.size(), 1.0);
   for (std::size_t first = 0, last; first < sizes.size(); first = last) {
-    last = cached_run(sizes, first, element);
+    last = cached_run(sizes, first, 2 * element);
     const std::vector<Chunk> chunks = cut(sizes, first, last);
     std::vector<Squares> partials(chunks.size(), Squares{0, 0});
     parallel_for(threads, std::int64_t(chunks.size()), [&](std::int64_t task, int) {
@@ -119,6 +58,16 @@ void lars_step(const Addresses& params, const Addresses& grads, const Addresses&
                   adapt[c.tensor] ? weight_decay : 0.0, numbers);
     });
   }
+}
+
+void lookahead_update(const Addresses& fast, const Addresses& slow, const Sizes& sizes, int dtype, double alpha,
+                      int threads) {
+  const std::int64_t element = element_size(dtype);
+  const MultiTensorKernels& kernel = kernels();
+  for_each_chunk(sizes, threads, [&](const Chunk& c) {
+    kernel.lookahead(at(fast[c.tensor], c.begin * element), at(slow[c.tensor], c.begin * element), DType(dtype), c.size,
+                     alpha);
+  });
 }
 
 }  // namespace ssl_fast

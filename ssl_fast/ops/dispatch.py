@@ -27,6 +27,9 @@ OPS = {
     "clip_loss": ("triton", "cpp", "reference"),
     "siglip_loss": ("triton", "cpp", "reference"),
     "multi_tensor": ("cuda", "cpp", "reference"),
+    "gradients": ("cuda", "cpp", "reference"),
+    "sam": ("cuda", "cpp", "reference"),
+    "lamb": ("cuda", "cpp", "reference"),
 }
 _MODULES = {"supcon": "nt_xent", "dcl": "nt_xent"}  # ops that run on the kernels of another
 _DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",)}

@@ -3,39 +3,39 @@
 EMA of a teacher:
     t <- m t + (1 - m) s
 
+Lookahead's slow step:
+    s <- s + alpha (f - s),   f <- s
+
 LARS, layer-wise adaptive rate scaling, for each adapted tensor:
     r = eta |p| / (|g| + beta |p| + eps)        (r = 1 where |p| or |g| is zero)
     v <- mu v + r (g + beta p)
     p <- p - lr v                               (Nesterov: p <- p - lr (r (g + beta p) + mu v))
 and for a tensor that is not adapted r = 1 and beta = 0.
 
-Letters: t target, s source, m EMA momentum; p parameter, g gradient, v momentum buffer, eta trust coefficient,
-beta weight decay, mu momentum. The learning rate multiplies outside the buffer, as in torch.optim.SGD, so that a
-schedule acts at once; with a constant rate the steps are those of the paper, which keeps it inside.
+Letters: t target, s source, m EMA momentum; f fast and s slow weights, alpha slow rate; p parameter, g gradient,
+v momentum buffer, eta trust coefficient, beta weight decay, mu momentum. The learning rate multiplies outside the
+buffer, as in torch.optim.SGD, so that a schedule acts at once; with a constant rate the steps are those of the paper,
+which keeps it inside.
 
-The kernels work in place on flat memory, so a parameter in channels_last costs nothing. A gradient or buffer laid out
-differently from its parameter is brought to the parameter's layout first; a parameter with gaps (a slice of a larger
-tensor) takes the reference. Nothing here synchronises with the host, and the bits do not depend on the number of
-threads or on the order in which blocks run.
+Nothing here synchronises with the host, and the bits do not depend on the number of threads or on the order in which
+blocks run.
 
-Reference: You et al. 2017, arXiv:1708.03888, Algorithm 1; Grill et al. 2020, arXiv:2006.07733, Eq. 1 (EMA).
+Reference: You et al. 2017, arXiv:1708.03888, Algorithm 1; Grill et al. 2020, arXiv:2006.07733, Eq. 1 (EMA);
+Zhang et al. 2019, arXiv:1907.08610, Algorithm 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ssl_fast.ops import dispatch
 from ssl_fast.ops.reference import multi_tensor as reference
 from ssl_fast.ops.reference.multi_tensor import LarsSettings
+from ssl_fast.ops.tensor_lists import check_shapes, matched, parts, split, take
 
-__all__ = ["ema_update_", "lars_step_"]
-
-_Item = TypeVar("_Item")
+__all__ = ["ema_update_", "lars_step_", "lookahead_update_"]
 
 
 @torch.no_grad()
@@ -70,33 +70,25 @@ def ema_update_(
     Reference: Grill et al. 2020, arXiv:2006.07733, Eq. 1.
     """
     targets, sources = list(targets), list(sources)
-    _check_shapes("sources", sources, "targets", targets)
+    check_shapes("sources", sources, "targets", targets)
     if not 0.0 <= momentum <= 1.0:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
-    for kind in _kinds(targets, sources):
-        t, s = _take(targets, kind), _take(sources, kind)
-        if t[0].is_floating_point() and s[0].is_floating_point():
-            _ema_update_kind_(t, s, momentum, impl)
-        else:
-            torch._foreach_copy_(t, s)
+    floating, others = split(
+        t.is_floating_point() and s.is_floating_point() for t, s in zip(targets, sources, strict=True)
+    )
+    if others:
+        torch._foreach_copy_(take(targets, others), take(sources, others))
+    plain, mixed = split(impl == "auto" and _torch_is_faster(targets[i], sources[i]) for i in floating)
+    for chosen, indices in (("reference", take(floating, plain)), (impl, take(floating, mixed))):
+        t, s = take(targets, indices), take(sources, indices)
+        for module, part in parts("multi_tensor", chosen, t, s):
+            module.ema_update_(take(t, part), take(s, part), momentum)
+        torch.autograd.graph.increment_version(t)
 
 
-def _ema_update_kind_(
-    targets: list[Tensor],  # one dtype, one device
-    sources: list[Tensor],  # one dtype, one device
-    momentum: float,
-    impl: str,
-) -> None:
-    module = dispatch.choose("multi_tensor", impl, *targets, *sources)
-    if module is reference:
-        reference.ema_update_(targets, sources, momentum)
-        return
-    flat, rest = _split(_is_flat(t, s) for t, s in zip(targets, sources, strict=True))
-    if rest:
-        reference.ema_update_(_take(targets, rest), _take(sources, rest), momentum)
-        targets, sources = _take(targets, flat), _take(sources, flat)
-    module.ema_update_(targets, sources, momentum)
-    torch.autograd.graph.increment_version(targets)
+def _torch_is_faster(target: Tensor, source: Tensor) -> bool:
+    """On a CPU `lerp_` reads and writes at full bandwidth; the kernel gains where a second dtype needs a copy."""
+    return target.is_cpu and target.dtype == source.dtype and target.dtype in (torch.float32, torch.float64)
 
 
 @torch.no_grad()
@@ -147,87 +139,62 @@ def lars_step_(
     """
     params, grads, buffers = list(params), list(grads), list(buffers)
     adapt = [p.ndim > 1 for p in params] if adapt is None else list(adapt)
-    _check_shapes("grads", grads, "params", params)
-    _check_shapes("buffers", buffers, "params", params)
+    check_shapes("grads", grads, "params", params)
+    check_shapes("buffers", buffers, "params", params)
     if len(adapt) != len(params):
         raise ValueError(f"adapt must have one entry for each of the {len(params)} params, got {len(adapt)}")
     settings = LarsSettings(lr, momentum, weight_decay, trust_coefficient, eps, nesterov, clip)
-    for kind in _kinds(params, buffers):
-        _check_buffers(params, buffers, kind)
-        lists = _take(params, kind), _take(grads, kind), _take(buffers, kind)
-        _lars_step_kind_(*lists, _take(adapt, kind), settings, impl)
-
-
-def _lars_step_kind_(
-    params: list[Tensor],  # one dtype, one device
-    grads: list[Tensor],
-    buffers: list[Tensor],
-    adapt: list[bool],
-    settings: LarsSettings,
-    impl: str,
-) -> None:
-    module = dispatch.choose("multi_tensor", impl, *params, *grads, *buffers)
-    if module is reference:
-        reference.lars_step_(params, grads, buffers, adapt, settings)
-        return
-    flat, rest = _split(_is_flat(p, v) for p, v in zip(params, buffers, strict=True))
-    if rest:
-        lists = _take(params, rest), _take(grads, rest), _take(buffers, rest)
-        reference.lars_step_(*lists, _take(adapt, rest), settings)
-        params, grads, buffers = _take(params, flat), _take(grads, flat), _take(buffers, flat)
-        adapt = _take(adapt, flat)
-    same = [p.dtype == g.dtype and _is_flat(p, g) for p, g in zip(params, grads, strict=True)]
-    grads = [g if s else torch.empty_like(p).copy_(g) for p, g, s in zip(params, grads, same, strict=True)]
-    module.lars_step_(params, grads, buffers, adapt, settings)
+    _check_buffers(params, buffers)
+    for module, part in parts("multi_tensor", impl, params, buffers):
+        p, v = take(params, part), take(buffers, part)
+        g = take(grads, part)
+        if module is not reference:
+            g = matched(g, p)
+        module.lars_step_(p, g, v, take(adapt, part), settings)
     torch.autograd.graph.increment_version([*params, *buffers])
 
 
-def _check_shapes(name: str, tensors: list[Tensor], other: str, others: list[Tensor]) -> None:
-    if len(tensors) != len(others):
-        raise ValueError(f"{name} must be as many as {other} ({len(others)}), got {len(tensors)}")
-    for i, (a, b) in enumerate(zip(tensors, others, strict=True)):
-        if a.shape != b.shape:
-            raise ValueError(f"{name}[{i}] must have the shape {tuple(b.shape)} of {other}[{i}], got {tuple(a.shape)}")
+@torch.no_grad()
+def lookahead_update_(
+    fast: Sequence[Tensor],  # each of any shape, updated in place
+    slow: Sequence[Tensor],  # the same shapes and dtypes, updated in place
+    alpha: float = 0.5,
+    *,
+    impl: str = "auto",
+) -> None:
+    """Move the slow weights towards the fast ones and bring the fast ones back to them, in one pass.
+
+    Args:
+        fast: the weights that an optimiser trains.
+        slow: the slow weights, in the same order.
+        alpha: rate of the slow step, in [0, 1].
+        impl: `"auto"`, or one of `"cuda"`, `"cpp"`, `"reference"`.
+
+    Raises:
+        ValueError: lists of different lengths, shapes or dtypes, or alpha outside [0, 1].
+        RuntimeError: `impl` is not available for these tensors.
+
+    Example:
+        >>> fast, slow = torch.full((2, 2), 4.0), torch.zeros(2, 2)
+        >>> lookahead_update_([fast], [slow], alpha=0.25)
+        >>> fast[0, 0].item(), slow[0, 0].item()
+        (1.0, 1.0)
+
+    Reference: Zhang et al. 2019, arXiv:1907.08610, Algorithm 1.
+    """
+    fast, slow = list(fast), list(slow)
+    check_shapes("slow", slow, "fast", fast)
+    if odd := [i for i, (f, s) in enumerate(zip(fast, slow, strict=True)) if f.dtype != s.dtype]:
+        raise ValueError(f"slow[{odd[0]}] must be {fast[odd[0]].dtype}, as fast[{odd[0]}], got {slow[odd[0]].dtype}")
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+    for module, indices in parts("multi_tensor", impl, fast, slow):
+        module.lookahead_update_(take(fast, indices), take(slow, indices), alpha)
+    torch.autograd.graph.increment_version([*fast, *slow])
 
 
-def _check_buffers(params: list[Tensor], buffers: list[Tensor], kind: list[int]) -> None:
-    dtype, found = params[kind[0]].dtype, buffers[kind[0]].dtype
-    expected = torch.promote_types(dtype, torch.float32)
-    if found != expected:
-        raise ValueError(f"buffers[{kind[0]}] must be {expected} for a {dtype} parameter, got {found}")
-
-
-def _kinds(a: list[Tensor], b: list[Tensor]) -> Iterable[list[int]]:
-    """Indices of the pairs that share devices and dtypes, one list for each combination."""
-    kinds: dict[Hashable, list[int]] = {}
-    for i, (x, y) in enumerate(zip(a, b, strict=True)):
-        kinds.setdefault((x.get_device(), x.dtype, y.get_device(), y.dtype), []).append(i)
-    return kinds.values()
-
-
-def _take(items: list[_Item], indices: list[int]) -> list[_Item]:
-    return [items[i] for i in indices]
-
-
-def _split(flags: Iterable[bool]) -> tuple[list[int], list[int]]:
-    """Indices of the true and of the false ones."""
-    sides: tuple[list[int], list[int]] = ([], [])
-    for i, flag in enumerate(flags):
-        sides[not flag].append(i)
-    return sides
-
-
-def _is_flat(
-    a: Tensor,
-    b: Tensor,  # the shape of a
-) -> bool:
-    """Whether both fill one block of memory each, and equal offsets hold equal elements."""
-    if a.is_contiguous() and b.is_contiguous():
-        return True
-    strides = sorted((x, size) for x, size in zip(a.stride(), a.shape, strict=True) if size != 1)
-    span = 1
-    for stride, size in strides:
-        if stride != span:
-            return False
-        span *= size
-    return all(x == y for x, y, size in zip(a.stride(), b.stride(), a.shape, strict=True) if size != 1)
+def _check_buffers(params: list[Tensor], buffers: list[Tensor]) -> None:
+    for i, (p, v) in enumerate(zip(params, buffers, strict=True)):
+        expected = torch.promote_types(p.dtype, torch.float32)
+        if v.dtype != expected:
+            raise ValueError(f"buffers[{i}] must be {expected} for a {p.dtype} parameter, got {v.dtype}")

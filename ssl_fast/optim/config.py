@@ -16,7 +16,7 @@ class OptimizerConfig:
     arXiv:1706.02677), by its square root ("sqrt") or not at all ("none").
     """
 
-    name: str = "sgd"  # sgd | lars | adamw
+    name: str = "sgd"  # sgd | lars | lamb | adamw
     lr: float = 0.03
     lr_scaling: str = "linear"
     final_lr: float = 0.0  # where the cosine ends, as a share of lr
@@ -25,6 +25,11 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-4
     trust_coefficient: float = 0.001
+    sam_rho: float = 0.0  # 0: without SAM
+    sam_adaptive: bool = False  # ASAM
+    lookahead_k: int = 0  # 0: without Lookahead
+    lookahead_alpha: float = 0.5
+    centralize: bool = False  # gradient centralisation
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
@@ -43,10 +48,41 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
 
 
 def build_optimizer(
-    config: OptimizerConfig, named: Iterable[tuple[str, nn.Parameter]], lr: float
+    config: OptimizerConfig,
+    named: Iterable[tuple[str, nn.Parameter]],
+    lr: float,
+    *,
+    freeze: Iterable[nn.Module] = (),
 ) -> torch.optim.Optimizer:
-    """The optimiser over `parameter_groups(named)` at learning rate `lr`."""
+    """The optimiser over `parameter_groups(named)` at learning rate `lr`, with what the configuration puts around it.
+
+    From the inside out: SAM, gradient centralisation (of both of SAM's passes), Lookahead.
+
+    Args:
+        freeze: modules whose batch statistics SAM's second pass does not record.
+    """
     groups = parameter_groups(named, config.weight_decay)
+    if config.sam_rho > 0:
+        from ssl_fast.optim.sam import SAM
+
+        adaptive = config.sam_adaptive
+        optimizer: torch.optim.Optimizer = SAM(
+            groups, lambda groups: _base(config, groups, lr), config.sam_rho, adaptive, freeze=freeze
+        )
+    else:
+        optimizer = _base(config, groups, lr)
+    if config.centralize:
+        from ssl_fast.optim.centralize import GradientCentralization
+
+        optimizer = GradientCentralization(optimizer)
+    if config.lookahead_k > 0:
+        from ssl_fast.optim.lookahead import Lookahead
+
+        optimizer = Lookahead(optimizer, config.lookahead_k, config.lookahead_alpha)
+    return optimizer
+
+
+def _base(config: OptimizerConfig, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum)
     if config.name == "adamw":
@@ -55,4 +91,8 @@ def build_optimizer(
         from ssl_fast.optim.lars import LARS
 
         return LARS(groups, lr=lr, momentum=config.momentum, trust_coefficient=config.trust_coefficient)
-    raise ValueError(f"optimizer.name: expected sgd, lars or adamw, got {config.name!r}")
+    if config.name == "lamb":
+        from ssl_fast.optim.lamb import LAMB
+
+        return LAMB(groups, lr=lr, betas=config.betas)
+    raise ValueError(f"optimizer.name: expected sgd, lars, lamb or adamw, got {config.name!r}")

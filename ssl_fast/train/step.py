@@ -5,17 +5,15 @@ A step whose loss or gradients are not finite on any rank changes nothing: all g
 optimiser skips, and the method's `after_step` (teacher, queue) is not called.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_fast import distributed
 from ssl_fast.data.views import Batch
 from ssl_fast.methods.base import Method
+from ssl_fast.optim.passes import frozen_statistics
 from ssl_fast.train.precision import LossScale, autocast
 from ssl_fast.train.stopwatch import Stopwatch
 
@@ -139,7 +137,7 @@ class Step:
         for number, chunk in enumerate(chunks):
             torch.manual_seed(seed + number)
             with autocast(self.precision, self.device):
-                with _frozen_statistics(self.method):
+                with frozen_statistics(self.method):
                     rows.append(self.method.embed(chunk))
                 targets.append(self.method.targets(chunk))
         return _join(rows), _join(targets)
@@ -165,16 +163,3 @@ def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def _gradient(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-@contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch statistics are used but not recorded: the second embedding of the same rows records them, once."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True

@@ -100,7 +100,9 @@ class Trainer:
         self.method = self._prepare(method)
         self.optimizer_config = method.config.optimizer
         self.base_lr = scaled_lr(self.optimizer_config.lr, config.batch_size, self.optimizer_config.lr_scaling)
-        self.optimizer = build_optimizer(self.optimizer_config, self.method.named_parameters(), self.base_lr)
+        self.optimizer = build_optimizer(
+            self.optimizer_config, self.method.named_parameters(), self.base_lr, freeze=[self.method]
+        )
         self.stopwatch = Stopwatch(self.device)
         self.step_runner = Step(
             self.method,

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ssl_fast.ops import dispatch
-from ssl_fast.ops.multi_tensor import ema_update_, lars_step_
+from ssl_fast.ops.multi_tensor import ema_update_, lars_step_, lookahead_update_
 
 SHAPES = [(), (1,), (7,), (40_000,), (0,), (3, 0), (33, 65), (16, 8, 3, 3), (16, 8, 1, 1), (2, 3, 4, 5, 6)]
 SETTINGS = {"lr": 0.3, "momentum": 0.9, "weight_decay": 0.01, "trust_coefficient": 0.1, "eps": 1e-8}
@@ -299,3 +299,31 @@ def test_a_tensor_subclass_takes_the_reference() -> None:
     assert t.tolist() == [[0.5, 0.5], [0.5, 0.5]]
     with pytest.raises(RuntimeError, match=r"plain tensors, got a Tagged|was not built"):
         ema_update_([t], [torch.ones(2, 2)], 0.5, impl="cpp")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "slice"])
+def test_lookahead_moves_slow_and_fast_to_one_place(impl: str, dtype: torch.dtype, layout: str) -> None:
+    shapes = [(6, 5, 3, 3), (1, 5, 3, 3)]
+    fast = [LAYOUTS[layout](t) for t in draw(shapes, dtype, 1)] + [draw([(40_001,)], dtype, 3)[0]]
+    slow = draw([tuple(f.shape) for f in fast], dtype, 2)
+    exact = [s.double() + 0.3 * (f.double() - s.double()) for f, s in zip(fast, slow, strict=True)]
+    lookahead_update_(fast, slow, 0.3, impl=impl)
+    for f, s, wanted in zip(fast, slow, exact, strict=True):
+        assert f.equal(s)
+        assert_within_rounding(s, wanted, times=2.0)
+    with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], got 2"):
+        lookahead_update_(fast, slow, 2, impl=impl)
+    with pytest.raises(ValueError, match=r"slow\[0\] must be"):
+        lookahead_update_([torch.zeros(1)], [torch.zeros(1, dtype=torch.float64)])
+
+
+def test_auto_leaves_one_dtype_on_a_cpu_to_torch() -> None:
+    same, mixed = (torch.zeros(3), torch.ones(3)), (torch.zeros(3), torch.ones(3, dtype=torch.bfloat16))
+    taken = []
+    for target, source in (same, mixed):
+        ema_update_([target], [source], 0.5)
+        taken.append(dispatch.backends()["multi_tensor"]["taken"])
+        assert target.tolist() == [0.5] * 3
+    assert taken[0] == "reference"
+    assert taken[1] == ("cpp" if dispatch.backends()["multi_tensor"]["cpp"] == "available" else "reference")

@@ -21,6 +21,8 @@ struct MultiTensorKernels {
   // p, v <- one LARS step; v is double where p is, else float.
   void (*lars)(void* p, const void* g, void* v, DType dtype, std::int64_t n, double ratio, double decay,
                const LarsNumbers<double>& numbers);
+  // slow and fast <- lerp(slow, fast, alpha)
+  void (*lookahead)(void* fast, void* slow, DType dtype, std::int64_t n, double alpha);
 };
 
 namespace generic {

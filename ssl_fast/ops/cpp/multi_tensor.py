@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ssl_fast.ops.reference.multi_tensor import LarsSettings
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # DType in csrc/ops.h
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # DType in csrc/ops.h
 
 
 def unavailable(*tensors: Tensor) -> str | None:
@@ -18,7 +18,7 @@ def unavailable(*tensors: Tensor) -> str | None:
         return f"ssl_fast._cpu was not built ({error})"
     if not all(t.is_cpu for t in tensors):
         return "it takes CPU tensors"
-    if odd := {t.dtype for t in tensors} - _DTYPES.keys():
+    if odd := {t.dtype for t in tensors} - DTYPES.keys():
         return f"it takes float32, float64, bfloat16 and float16, got {odd.pop()}"
     if odd_types := set(map(type, tensors)) - {Tensor, torch.nn.Parameter}:
         return f"it takes plain tensors, got a {odd_types.pop().__name__}"
@@ -34,9 +34,9 @@ def ema_update_(
     from ssl_fast import _cpu
 
     if targets:
-        dtypes = _DTYPES[targets[0].dtype], _DTYPES[sources[0].dtype]
+        dtypes = DTYPES[targets[0].dtype], DTYPES[sources[0].dtype]
         sizes = [t.numel() for t in targets]
-        _cpu.ema_update(_addresses(targets), _addresses(sources), sizes, *dtypes, momentum, torch.get_num_threads())
+        _cpu.ema_update(addresses(targets), addresses(sources), sizes, *dtypes, momentum, torch.get_num_threads())
 
 
 def lars_step_(
@@ -50,10 +50,23 @@ def lars_step_(
     from ssl_fast import _cpu
 
     if params:
-        lists = _addresses(params), _addresses(grads), _addresses(buffers), [p.numel() for p in params]
+        lists = addresses(params), addresses(grads), addresses(buffers), [p.numel() for p in params]
         lr, *others = settings
-        _cpu.lars_step(*lists, adapt, _DTYPES[params[0].dtype], float(lr), *others, torch.get_num_threads())
+        _cpu.lars_step(*lists, adapt, DTYPES[params[0].dtype], float(lr), *others, torch.get_num_threads())
 
 
-def _addresses(tensors: Sequence[Tensor]) -> list[int]:
+def lookahead_update_(
+    fast: Sequence[Tensor],  # each flat in memory, one dtype, updated in place
+    slow: Sequence[Tensor],  # the same shapes, layouts and dtype, updated in place
+    alpha: float,
+) -> None:
+    """s <- s + alpha (f - s), f <- s."""
+    from ssl_fast import _cpu
+
+    sizes, dtype = [f.numel() for f in fast], DTYPES[fast[0].dtype]
+    _cpu.lookahead_update(addresses(fast), addresses(slow), sizes, dtype, alpha, torch.get_num_threads())
+
+
+def addresses(tensors: Sequence[Tensor]) -> list[int]:
+    """Where each tensor's memory starts."""
     return [t.data_ptr() for t in tensors]

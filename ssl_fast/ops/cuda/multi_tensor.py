@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssl_fast.ops.reference.multi_tensor import LarsSettings
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # DType in csrc/ops.h
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # DType in csrc/ops.h
 
 
 def unavailable(*tensors: Tensor) -> str | None:
@@ -24,7 +24,7 @@ def unavailable(*tensors: Tensor) -> str | None:
         return None if torch.cuda.is_available() else "no CUDA device"
     if not all(t.is_cuda for t in tensors) or len({t.get_device() for t in tensors}) > 1:
         return "it takes tensors of one CUDA device"
-    if odd := {t.dtype for t in tensors} - _DTYPES.keys():
+    if odd := {t.dtype for t in tensors} - DTYPES.keys():
         return f"it takes float32, float64, bfloat16 and float16, got {odd.pop()}"
     if odd_types := set(map(type, tensors)) - {Tensor, torch.nn.Parameter}:
         return f"it takes plain tensors, got a {odd_types.pop().__name__}"
@@ -40,9 +40,9 @@ def ema_update_(
     from ssl_fast import _cuda
 
     if targets:
-        dtypes = _DTYPES[targets[0].dtype], _DTYPES[sources[0].dtype]
+        dtypes = DTYPES[targets[0].dtype], DTYPES[sources[0].dtype]
         sizes = [t.numel() for t in targets]
-        _cuda.ema_update(_addresses(targets), _addresses(sources), sizes, *dtypes, momentum, *_place(targets[0]))
+        _cuda.ema_update(addresses(targets), addresses(sources), sizes, *dtypes, momentum, *place(targets[0]))
 
 
 def lars_step_(
@@ -60,19 +60,42 @@ def lars_step_(
     device = params[0].device
     sizes = [p.numel() for p in params]
     lr, *others = settings
-    lr_tensor = lr.to(device, torch.float64) if isinstance(lr, Tensor) and lr.is_cuda else None  # []
-    lr_number, lr_address = (float(lr), 0) if lr_tensor is None else (0.0, lr_tensor.data_ptr())
+    lr_number, lr_tensor = rate(lr, params[0])
+    lr_address = 0 if lr_tensor is None else lr_tensor.data_ptr()
     workspace = torch.empty(_cuda.lars_workspace(sizes), dtype=torch.uint8, device=device)
-    lists = _addresses(params), _addresses(grads), _addresses(buffers), sizes, adapt
-    numbers = _DTYPES[params[0].dtype], lr_number, lr_address, *others
-    _cuda.lars_step(*lists, *numbers, workspace.data_ptr(), *_place(params[0]))
+    lists = addresses(params), addresses(grads), addresses(buffers), sizes, adapt
+    numbers = DTYPES[params[0].dtype], lr_number, lr_address, *others
+    _cuda.lars_step(*lists, *numbers, workspace.data_ptr(), *place(params[0]))
 
 
-def _addresses(tensors: Sequence[Tensor]) -> list[int]:
+def lookahead_update_(
+    fast: Sequence[Tensor],  # each flat in memory, one dtype, updated in place
+    slow: Sequence[Tensor],  # the same shapes, layouts and dtype, updated in place
+    alpha: float,
+) -> None:
+    """s <- s + alpha (f - s), f <- s."""
+    from ssl_fast import _cuda
+
+    sizes, dtype = [f.numel() for f in fast], DTYPES[fast[0].dtype]
+    _cuda.lookahead_update(addresses(fast), addresses(slow), sizes, dtype, alpha, *place(fast[0]))
+
+
+def addresses(tensors: Sequence[Tensor]) -> list[int]:
+    """Where each tensor's memory starts."""
     return [t.data_ptr() for t in tensors]
 
 
-def _place(tensor: Tensor) -> tuple[int, int]:
+def rate(
+    lr: float | Tensor,  # []
+    param: Tensor,
+) -> tuple[float, Tensor | None]:
+    """A learning rate as (number, None), or, where it is a CUDA tensor, as (0.0, float64 on the parameter's device)."""
+    if isinstance(lr, Tensor) and lr.is_cuda:
+        return 0.0, lr.to(param.device, torch.float64)
+    return float(lr), None
+
+
+def place(tensor: Tensor) -> tuple[int, int]:
     """Device index and current stream."""
     index = tensor.device.index
     return index, torch._C._cuda_getCurrentRawStream(index)

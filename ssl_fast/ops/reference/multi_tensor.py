@@ -39,6 +39,16 @@ def ema_update_(
             target.copy_(target.to(wide).lerp(source.to(wide), 1 - momentum))
 
 
+def lookahead_update_(
+    fast: Sequence[Tensor],  # each of any shape, updated in place
+    slow: Sequence[Tensor],  # the same shapes and dtypes, updated in place
+    alpha: float,
+) -> None:
+    """s <- s + alpha (f - s), f <- s."""
+    ema_update_(slow, fast, 1 - alpha)
+    torch._foreach_copy_(list(fast), list(slow))
+
+
 def lars_step_(
     params: Sequence[Tensor],  # each of any shape, updated in place
     grads: Sequence[Tensor],  # the same shapes
