@@ -172,7 +172,7 @@ class NegativeCosineSimilarity(nn.Module):
         x1: Tensor,  # of a shape that goes with it
     ) -> Tensor:
         """The mean over all rows."""
-        shape = torch.broadcast_shapes(x0.shape, x1.shape)
+        shape = torch.broadcast_shapes(x0.shape, x1.shape)  # type: ignore[no-untyped-call]
         x0, x1 = (x.expand(shape).movedim(self.dim, -1).flatten(0, -2) for x in (x0, x1))
         loss = simsiam_loss(x0, x1)
         if not x1.requires_grad:

@@ -46,7 +46,7 @@ class _MarginLoss(DefaultLoss):
     def _centres(self, embeddings: Tensor) -> Tensor:
         """W as the op takes it, where the embeddings are: [C, S, D]."""
         self.cast_types(embeddings.dtype, embeddings.device)
-        return self.W.t().unflatten(0, (self.num_classes, self.sub_centers))
+        return self.W.t().reshape(self.num_classes, self.sub_centers, -1)
 
     def cast_types(self, dtype: torch.dtype, device: torch.device) -> None:
         """Moves W to the device, and to a wider dtype."""
