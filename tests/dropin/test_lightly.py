@@ -19,7 +19,7 @@ def pair(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> tuple[Ten
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("temperature", [0.05, 0.5, 3.0])
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 3.0, -0.5])
 @pytest.mark.parametrize("shape", [(1, 3), *SHAPES])
 def test_nt_xent(shape: tuple[int, int], temperature: float, dtype: torch.dtype) -> None:
     same(ours.NTXentLoss(temperature), theirs.NTXentLoss(temperature), pair(shape, dtype))
@@ -52,6 +52,15 @@ def test_a_memory_bank_takes_batches_of_changing_size_and_rests_without_a_gradie
         close(mine(one, two), other(one, two), torch.float64, "value without a gradient")
         assert torch.equal(mine.memory_bank.bank, before)
         close(mine.memory_bank.bank, other.memory_bank.bank, torch.float64, "bank")
+
+
+def test_a_memory_bank_with_a_negative_temperature() -> None:
+    torch.manual_seed(0)
+    mine = ours.NTXentLoss(-0.3, (7, 5)).double()
+    torch.manual_seed(0)
+    other = theirs.NTXentLoss(-0.3, (7, 5)).double()
+    for step in range(2):
+        same(mine, other, pair((4, 5), torch.float64, step))
 
 
 def test_memory_bank_module_forward() -> None:

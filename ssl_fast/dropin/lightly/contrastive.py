@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,7 +19,7 @@ from ssl_fast.ops.nt_xent import nt_xent
 class NTXentLoss(nn.Module):
     """NT-Xent: the two views of a batch against each other, or the first against the second and a memory bank.
 
-    Not served: a negative temperature (ValueError).
+    A negative temperature, which turns likeness into its opposite, goes through the reference of the ops.
 
     Args:
         temperature: of the softmax.
@@ -37,8 +38,8 @@ class NTXentLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.memory_bank = MemoryBankModule(memory_bank_size, gather_distributed)
-        if temperature < 1e-8:
-            raise ValueError(f"Illegal temperature: it must be at least 1e-8, got {temperature}")
+        if abs(temperature) < 1e-8:
+            raise ValueError(f"Illegal temperature: abs({temperature}) < 1e-8")
         _check_gather(gather_distributed)
         self.temperature, self.gather_distributed = temperature, gather_distributed
 
@@ -51,11 +52,18 @@ class NTXentLoss(nn.Module):
         if self.memory_bank.size[0] > 0:
             out1, negatives = self.memory_bank(F.normalize(out1, dim=1), update=out0.requires_grad)
             queue = negatives.T.to(out0.device)
-            return info_nce(out0, out1, queue, temperature=self.temperature)
+            return info_nce(out0, out1, queue, **_of_any_sign(self.temperature))
         group = world() if self.gather_distributed else None
         if group is None:
-            return nt_xent(out0, out1, temperature=self.temperature)
-        return nt_xent(out0, out1, temperature=self.temperature, group=group, reduction="none").mean()
+            return nt_xent(out0, out1, **_of_any_sign(self.temperature))
+        return nt_xent(out0, out1, **_of_any_sign(self.temperature), group=group, reduction="none").mean()
+
+
+def _of_any_sign(temperature: float) -> dict[str, Any]:
+    """The ops take a number only if it is positive, and the kernels may count on that; a tensor is not looked at."""
+    if temperature > 0:
+        return {"temperature": temperature}
+    return {"temperature": torch.tensor(temperature, dtype=torch.float64), "impl": "reference"}
 
 
 class MemoryBankModule(nn.Module):
