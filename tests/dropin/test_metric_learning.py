@@ -125,6 +125,19 @@ def test_labels_outside_the_classes_are_refused_minus_one_too() -> None:
             mine(torch.randn(1, 2), torch.tensor([label]))
 
 
+@pytest.mark.parametrize("name", [*MARGINS, *PAIRS])
+def test_regularizers_are_added(name: str) -> None:
+    shape = {"num_classes": 3, "embedding_size": 4} if name in MARGINS else {}
+    options = {"embedding_regularizer": regularizers.LpRegularizer(), "embedding_reg_weight": 0.3}
+    if name in MARGINS:
+        options |= {"weight_regularizer": regularizers.RegularFaceRegularizer(), "weight_reg_weight": 0.2}
+    mine, other = both(name, torch.float64, **shape, **options)
+    labels = torch.tensor([0, 0, 1, 2, 2])
+    parameters = (list(mine.parameters()), list(other.parameters()))
+    same(lambda x: mine(x, labels), lambda x: other(x, labels), [rows(5, 4)], parameters)
+    assert mine.state_dict().keys() == other.state_dict().keys()
+
+
 LABELS = {
     "pairs": [0, 1, 2, 3, 0, 1, 2, 3],
     "classes": [0, 0, 0, 1, 1, 2, 2, 2, 2, 1],
@@ -185,9 +198,7 @@ def test_defaults_given_by_name_are_taken_and_others_refused(name: str) -> None:
         {"distance": distances.LpDistance()},
         {"distance": distances.CosineSimilarity(power=2)},
         {"reducer": reducers.DivisorReducer()},
-        {"embedding_regularizer": regularizers.LpRegularizer()},
         {"collect_stats": True},
-        *([{"weight_regularizer": regularizers.LpRegularizer()}] if name in MARGINS else []),
     ):
         with pytest.raises(ValueError, match=next(iter(option))):
             build(**shape, **option)

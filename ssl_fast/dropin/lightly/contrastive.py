@@ -50,7 +50,7 @@ class NTXentLoss(nn.Module):
     ) -> Tensor:
         """The mean over this rank's rows. The bank takes the rows of `out1` in when `out0` requires a gradient."""
         if self.memory_bank.size[0] > 0:
-            out1, negatives = self.memory_bank(F.normalize(out1, dim=1), update=out0.requires_grad)
+            _, negatives = self.memory_bank(F.normalize(out1.detach(), dim=1), update=out0.requires_grad)
             queue = negatives.T.to(out0.device)
             return info_nce(out0, out1, queue, **_of_any_sign(self.temperature))
         group = world() if self.gather_distributed else None

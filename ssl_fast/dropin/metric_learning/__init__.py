@@ -4,8 +4,8 @@
 Constructors, `loss(embeddings, labels)`, values, gradients and the keys and shapes of state dicts are theirs (2.9).
 Losses of half-precision embeddings are computed and returned in fp32; labels are int64.
 
-Not served, and refused by ValueError: `indices_tuple` (miners), `ref_emb` and `ref_labels`; a distance, reducer or
-regulariser that is not the default (an instance of the default is taken); statistics (`collect_stats`).
+Regularisers are called as they are. Not served, and refused by ValueError: `indices_tuple` (miners), `ref_emb` and
+`ref_labels`; a distance or reducer that is not the default (an instance of the default is taken); `collect_stats`.
 """
 
 from ssl_fast.dropin.metric_learning.margins import ArcFaceLoss, CosFaceLoss, SubCenterArcFaceLoss

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class DefaultLoss(nn.Module):
-    """Refuses what is not served, and checks embeddings and labels.
+    """Refuses what is not served, checks embeddings and labels, and adds what a regulariser says.
 
     Attributes:
         reducer_name: class of the default reducer.
@@ -29,11 +29,9 @@ class DefaultLoss(nn.Module):
             raise ValueError(f"distance must be the default, CosineSimilarity(), got {distance!r}")
         if reducer is not None and type(reducer).__name__ != self.reducer_name:
             raise ValueError(f"reducer must be the default, {self.reducer_name}(), got {reducer!r}")
-        if embedding_regularizer is not None:
-            raise ValueError("embedding_regularizer is not served: add its value to the loss")
         if collect_stats:
             raise ValueError("collect_stats=True is not served: no statistics are kept")
-        self.embedding_reg_weight = embedding_reg_weight
+        self.embedding_regularizer, self.embedding_reg_weight = embedding_regularizer, embedding_reg_weight
 
     def forward(
         self,
@@ -51,7 +49,18 @@ class DefaultLoss(nn.Module):
         if labels is None:
             raise ValueError("labels are required for this loss function")
         check_shapes(embeddings, labels)
-        return self.loss(embeddings, labels.to(embeddings.device))
+        return self._regularized(self.loss(embeddings, labels.to(embeddings.device)), embeddings)
+
+    def _regularized(
+        self,
+        loss: Tensor,
+        embeddings: Tensor,  # [N, D]
+    ) -> Tensor:
+        """The loss with what the regulariser says of the embeddings."""
+        if self.embedding_regularizer is None:
+            return loss
+        regularization: Tensor = self.embedding_regularizer(embeddings)
+        return loss + regularization * self.embedding_reg_weight
 
     def loss(
         self,

@@ -34,14 +34,22 @@ class _MarginLoss(DefaultLoss):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if weight_regularizer is not None:
-            raise ValueError("weight_regularizer is not served: add its value of W.t() to the loss")
         self.num_classes, self.margin, self.scale, self.sub_centers = num_classes, margin, scale, sub_centers
-        self.weight_reg_weight = weight_reg_weight
+        self.weight_regularizer, self.weight_reg_weight = weight_regularizer, weight_reg_weight
         first = torch.empty(embedding_size, num_classes * sub_centers)
         with torch.no_grad():
             (weight_init_func or nn.init.normal_)(first)
         self.W = nn.Parameter(first.t().contiguous().t())
+
+    def _regularized(
+        self,
+        loss: Tensor,
+        embeddings: Tensor,  # [N, D]
+    ) -> Tensor:
+        """The loss with what the regularisers say of the centres and of the embeddings."""
+        if self.weight_regularizer is not None:
+            loss = loss + self.weight_regularizer(self.W.t()) * self.weight_reg_weight
+        return super()._regularized(loss, embeddings)
 
     def _centres(self, embeddings: Tensor) -> Tensor:
         """W as the op takes it, where the embeddings are: [C, S, D]."""
@@ -86,7 +94,7 @@ class ArcFaceLoss(_MarginLoss):
         embedding_size: D.
         margin: degrees; the attribute is in radians, as there.
         scale: what cosines are multiplied by.
-        options: `weight_init_func`, and see the module.
+        options: `weight_init_func`, `weight_regularizer`, and see the module.
 
     Attributes:
         W: [D, C].
@@ -117,7 +125,7 @@ class CosFaceLoss(_MarginLoss):
         embedding_size: D.
         margin: taken from the cosine.
         scale: what cosines are multiplied by.
-        options: `weight_init_func`, and see the module.
+        options: `weight_init_func`, `weight_regularizer`, and see the module.
 
     Attributes:
         W: [D, C].
@@ -149,7 +157,7 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
         margin: degrees.
         scale: what cosines are multiplied by.
         sub_centers: S.
-        options: `weight_init_func`, and see the module.
+        options: `weight_init_func`, `weight_regularizer`, and see the module.
 
     Attributes:
         W: [D, C S], the centres of a class side by side.
