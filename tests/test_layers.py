@@ -11,10 +11,10 @@ LEVEL = {
     "config": 0, "distributed": 0,
     "ops": 1,
     "optim": 2, "data": 2, "models": 2,
-    "methods": 3,
+    "methods": 3, "dropin": 3,
     "train": 4, "eval": 4, "export": 4,
 }  # fmt: skip
-DROP_IN = {"ops", "optim", "distributed"}  # need torch alone
+DROP_IN = {"ops", "optim", "distributed", "dropin"}  # need torch alone
 DROP_IN_MAY_IMPORT = {"torch", "triton", "ssl_fast"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -45,6 +45,8 @@ def test_a_file_imports_only_lower_levels_and_its_own_part(file: Path) -> None:
         if parts[0] != "ssl_fast" or len(parts) < 2 or parts[1].startswith("_") or parts[1] == part:
             continue
         assert LEVEL[parts[1]] < LEVEL[part], f"{part} (level {LEVEL[part]}) imports {name}"
+        if part == "dropin":
+            assert parts[1] in DROP_IN, f"{part} imports {name}"
         if part == "methods" and parts[1] == "data":
             assert parts[2] == "views", f"methods import of data only views, not {name}"
 
