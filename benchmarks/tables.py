@@ -108,8 +108,8 @@ def book() -> str:
     """docs/benchmarks.md: every file of results as a table."""
     parts = [
         "# Benchmarks",
-        "Made from `benchmarks/results/*.csv` by `python -m benchmarks.tables`; `make bench` measures the ops anew. Every"
-        "\ntable is one run (`pretrain`: one run a row): contenders take turns, times are percentiles over the rounds."
+        "Made from `benchmarks/results/*.csv` by `python -m benchmarks.tables`; `make bench` measures the ops anew."
+        "\nEvery table is one run (`pretrain`: one run a row): contenders take turns, times are percentiles over the rounds."
         "\nHow each file was measured stands at the head of the script of its name in `benchmarks/`; what was tried and"
         "\nleft is in [NOTES.md](../benchmarks/NOTES.md).",
     ]
