@@ -35,5 +35,5 @@ check: install
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 
 bench: install
-	$(BIN)/python -m benchmarks.ops.bench_contrastive
-	$(BIN)/python -m benchmarks.ops.bench_multi_tensor
+	for file in benchmarks/ops/bench_*.py; do $(BIN)/python -m benchmarks.ops.$$(basename $$file .py) || exit 1; done
+	$(BIN)/python -m benchmarks.tables

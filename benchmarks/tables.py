@@ -1,4 +1,4 @@
-"""Writes README's tables of numbers from benchmarks/results/*.csv.
+"""Writes README's tables of numbers and docs/benchmarks.md from benchmarks/results/*.csv.
 
 python -m benchmarks.tables [--check]
 """
@@ -14,6 +14,8 @@ from pathlib import Path
 from benchmarks.record import RESULTS
 
 README = RESULTS.parents[1] / "README.md"
+BOOK = RESULTS.parents[1] / "docs" / "benchmarks.md"
+ENVIRONMENT = ("hardware", "versions", "commit", "date")  # said once under each table
 Row = dict[str, str]
 
 
@@ -94,21 +96,48 @@ def pretrain() -> str:
     return grid(header, lines) + source(rows, name)
 
 
+def short(value: str) -> str:
+    """A number to four digits; anything else as it is."""
+    try:
+        return value if value.isdigit() or "e" in value else f"{float(value):.4g}"
+    except ValueError:
+        return value
+
+
+def book() -> str:
+    """docs/benchmarks.md: every file of results as a table."""
+    parts = [
+        "# Benchmarks",
+        "Made from `benchmarks/results/*.csv` by `python -m benchmarks.tables`; `make bench` measures the ops anew."
+        "\nEvery table is one run (`pretrain`: one run a row): contenders take turns, times are percentiles over the rounds."
+        "\nHow each file was measured stands at the head of the script of its name in `benchmarks/`; what was tried and"
+        "\nleft is in [NOTES.md](../benchmarks/NOTES.md).",
+    ]
+    for path in sorted(RESULTS.glob("*.csv")):
+        rows = rows_of(path.stem)
+        shown = [column for column in rows[0] if column not in ENVIRONMENT]
+        lines = [[short(row[column]) for column in shown] for row in rows]
+        parts.append(f"## {path.stem.replace('_', ' ')}\n\n{grid(shown, lines)}{source(rows, path.stem)}")
+    return "\n\n".join(parts) + "\n"
+
+
 TABLES = {"contrastive": contrastive, "steps": steps, "beside_lightly": beside_lightly, "pretrain": pretrain}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="README's tables of numbers, from benchmarks/results.")
-    parser.add_argument("--check", action="store_true", help="fail if README is not what the results say")
+    parser = argparse.ArgumentParser(description="README's tables of numbers and docs/benchmarks.md, from the results.")
+    parser.add_argument("--check", action="store_true", help="fail if they are not what the results say")
     check = parser.parse_args().check
     old = Path(README).read_text()
     new = old
     for name, table in TABLES.items():
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
         new = re.sub(pattern, lambda m, t=table: f"{m[1]}{t()}\n{m[2]}", new, flags=re.S)
-    if check and new != old:
-        sys.exit("README's tables are not those of benchmarks/results: run python -m benchmarks.tables")
-    README.write_text(new)
+    if not check:
+        README.write_text(new)
+        BOOK.write_text(book())
+    elif new != old or not BOOK.exists() or BOOK.read_text() != book():
+        sys.exit("README's tables or docs/benchmarks.md are not those of the results: run python -m benchmarks.tables")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The documentation: its examples run, its links lead somewhere, no op is left out and no kernel is claimed in vain."""
 
 import re
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 CONTENTS = DOCS / "README.md"
-GENERATED = DOCS / "benchmarks.md"  # made from benchmarks/results, and not there before that was done
 NO_OPS = {"__version__", "backends"}
 
 
@@ -59,8 +60,6 @@ def test_relative_links_resolve(page: Path) -> None:
             continue
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        if target == GENERATED and not target.exists():
-            continue
         assert target.exists(), f"{name_of(page)} links to {link}"
         assert target.is_relative_to(ROOT), f"{name_of(page)} links out of the repository: {link}"
         assert not anchor or anchor in anchors(target), f"{name_of(page)} links to {link}: no such heading"
@@ -80,3 +79,9 @@ def test_the_contents_name_the_implementations_there_are(op: str) -> None:
     assert named, f"no row of docs/README.md says which implementations {op} has"
     for cell in named:
         assert cell.split(", ") == there, f"docs/README.md and the page of {op} must say: {', '.join(there)}"
+
+
+def test_tables_of_numbers_are_those_of_the_results() -> None:
+    command = [sys.executable, "-m", "benchmarks.tables", "--check"]
+    done = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

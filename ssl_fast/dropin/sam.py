@@ -49,7 +49,7 @@ class SAM(_SAM):
         adaptive: bool = False,
         **options: Any,
     ) -> None:
-        # All options are the base optimiser's, `eps` too.
+        # All options are the base optimiser's, also one that is called as ours are (`freeze`, `impl`).
         super().__init__(params, partial(base_optimizer, **options), rho, adaptive)
         self._perturbed: list[Tensor] = []
 

@@ -45,7 +45,6 @@ class SAM(Wrapper):
         base_optimizer: called as `base_optimizer(groups, **options)`: `torch.optim.SGD`, `ssl_fast.optim.LARS`, ...
         rho: length of the perturbation; 0.05 to 0.1 is usual, 0.5 to 2 where adaptive.
         adaptive: ASAM: the perturbation of a weight is in proportion to its size.
-        eps: added to the norm.
         freeze: modules whose batch statistics the second pass uses but does not record.
         first_pass: gives the context of the first pass, `model.no_sync` for instance.
         replay_random: give both passes the same random numbers (dropout, drop path).
@@ -53,7 +52,7 @@ class SAM(Wrapper):
         options: of the base optimiser.
 
     Raises:
-        ValueError: a negative rho or eps; in `step`, no closure.
+        ValueError: a negative rho; in `step`, no closure.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
@@ -76,18 +75,14 @@ class SAM(Wrapper):
         rho: float = 0.05,
         adaptive: bool = False,
         *,
-        eps: float = 1e-12,
         freeze: nn.Module | Iterable[nn.Module] = (),
         first_pass: Callable[[], AbstractContextManager[Any]] = nullcontext,
         replay_random: bool = True,
         impl: str = "auto",
         **options: Any,
     ) -> None:
-        if not eps >= 0:
-            raise ValueError(f"eps must be at least 0, got {eps}")
         self.rho, self.adaptive = rho, adaptive
         super().__init__(base_optimizer(params, **options))
-        self.eps = eps
         self.freeze = [freeze] if isinstance(freeze, nn.Module) else list(freeze)
         self.first_pass = first_pass
         self.replay_random = replay_random
@@ -144,7 +139,7 @@ class SAM(Wrapper):
         norm = norms[0] if len(norms) == 1 else torch.hypot(norms[0], norms[1].to(norms[0].device))
         for group in self.param_groups:
             p = _with_gradient([group])
-            options = {"norm": norm, "rho": group["rho"], "adaptive": group["adaptive"], "eps": self.eps}
+            options = {"norm": norm, "rho": group["rho"], "adaptive": group["adaptive"]}
             sam_ascend_(p, _grads(p), self._of(p), **options, impl=self.impl)
 
     @torch.no_grad()
