@@ -109,7 +109,7 @@ def book() -> str:
     parts = [
         "# Benchmarks",
         "Made from `benchmarks/results/*.csv` by `python -m benchmarks.tables`; `make bench` measures the ops anew."
-        "\nEvery table is one run (`pretrain`: one run a row): contenders take turns, times are percentiles over the rounds."
+        "\nEvery table is one run (`pretrain`: one run a row): contenders take turns, times are percentiles of rounds."
         "\nHow each file was measured stands at the head of the script of its name in `benchmarks/`; what was tried and"
         "\nleft is in [NOTES.md](../benchmarks/NOTES.md).",
     ]
