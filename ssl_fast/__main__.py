@@ -19,7 +19,7 @@ def _version(package: str) -> str:
 
 
 def _versions() -> list[str]:
-    return [f"{'python':<26}{platform.python_version()}", *(f"{name:<26}{_version(name)}" for name in _PACKAGES)]
+    return [f"{'python':<30}{platform.python_version()}", *(f"{name:<30}{_version(name)}" for name in _PACKAGES)]
 
 
 def _cpu() -> str:
@@ -34,13 +34,13 @@ def _cpu() -> str:
 def _cuda() -> list[str]:
     built = why_not_built("_cuda") or "ssl_fast._cuda is built"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["no CUDA device"]
-    return [f"{'cuda':<26}{name}" for name in (*names, built)]
+    return [f"{'cuda':<30}{name}" for name in (*names, built)]
 
 
 def _ops() -> list[str]:
     lines = []
     for op, implementations in dispatch.backends().items():
-        lines += [f"{op} ({name})".ljust(26) + state for name, state in implementations.items() if name != "taken"]
+        lines += [f"{op} ({name})".ljust(30) + state for name, state in implementations.items() if name != "taken"]
     return lines
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     """Prints the report."""
     for title, lines in (
         ("Versions", _versions()),
-        ("Devices", [f"{'cpu':<26}{_cpu()}", *_cuda()]),
+        ("Devices", [f"{'cpu':<30}{_cpu()}", *_cuda()]),
         ("Ops", _ops()),
     ):
         print(title, *(f"  {line}" for line in lines), "", sep="\n")
