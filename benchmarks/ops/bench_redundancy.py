@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.ops.bench_contrastive import CONTENDERS, Step, differentiate, interleaved, matmul_rate, peak_memory
+from benchmarks.ops.bench_contrastive import Step, differentiate, interleaved, matmul_rate, peak_memory
 from benchmarks.record import write
 from ssl_fast import barlow_twins, byol_loss, knn_topk, vicreg
 from ssl_fast.ops.barlow_twins import barlow_twins_reference
@@ -100,10 +100,12 @@ def search_contenders(num_queries: int, rows: int, dim: int, k: int) -> dict[str
     }
 
 
-# `peak_memory` finds a contender by name in a fresh process, which imports this module first.
-CONTENDERS.update(
-    vicreg=vicreg_contenders, barlow_twins=barlow_contenders, byol_loss=byol_contenders, knn_topk=search_contenders
-)
+CONTENDERS: dict[str, Callable[..., dict[str, Step]]] = {
+    "vicreg": vicreg_contenders,
+    "barlow_twins": barlow_contenders,
+    "byol_loss": byol_contenders,
+    "knn_topk": search_contenders,
+}
 PLAIN: dict[str, Callable[..., Tensor]] = {
     "vicreg": lambda a, b: vicreg_reference(a, b, variance=12.5),
     "barlow_twins": barlow_twins_reference,
@@ -134,7 +136,10 @@ def measure(op: str, sizes: tuple[int, ...], flop: float, rounds: int, threads: 
         cut = statistics.quantiles(values, n=5)
         row: Row = {"op": op, "provider": name, "sizes": "x".join(map(str, sizes))}
         row |= {"p20_ms": round(cut[0], 2), "p50_ms": round(statistics.median(values), 2), "p80_ms": round(cut[-1], 2)}
-        row |= {"extra_mb": round(peak_memory(op, sizes, name, threads), 1), "error": f"{judge(steps[name]()):.1e}"}
+        row |= {
+            "extra_mb": round(peak_memory(CONTENDERS[op], sizes, name, threads), 1),
+            "error": f"{judge(steps[name]()):.1e}",
+        }
         row |= {"floor_ms": round(floor, 1), "threads": threads}
         print(row, flush=True)
         rows.append(row)
