@@ -31,12 +31,18 @@ def ema_update_(
     momentum: float,
 ) -> None:
     """t <- m t + (1 - m) s, in fp32 (fp64 where either tensor is) and rounded once."""
+    alike: tuple[list[Tensor], list[Tensor]] = ([], [])
     for target, source in zip(targets, sources, strict=True):
         wide = torch.promote_types(torch.promote_types(target.dtype, source.dtype), torch.float32)
-        if target.dtype == wide:
+        if target.dtype == source.dtype == wide:
+            alike[0].append(target)
+            alike[1].append(source)
+        elif target.dtype == wide:
             target.lerp_(source.to(wide), 1 - momentum)
         else:
             target.copy_(target.to(wide).lerp(source.to(wide), 1 - momentum))
+    if alike[0]:
+        torch._foreach_lerp_(*alike, 1 - momentum)
 
 
 def lookahead_update_(
