@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ssl_fast.distributed import Group, global_mean, global_sum, gradient_factor
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.objective import Objective
 
 
 def byol_reference(
@@ -60,48 +61,13 @@ def _byol(
     return choose("byol", impl, p, z).forward(p.detach(), z, normalize, with_grad)  # type: ignore[no-any-return]
 
 
-class _BYOL(torch.autograd.Function):
-    """The distance of each row; its gradient is made in the forward pass, the backward pass only multiplies it.
-
-    `forward` takes ctx: for the form with `setup_context`, torch binds the arguments by name, 20 us a call.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _byol(*inputs)
-        _BYOL.save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        """Keeps what `backward` needs; also the set-up of the registered op."""
-        ctx.save_for_backward(*inputs[:2], output[1])
-        ctx.set_materialize_grads(False)
-        ctx.normalize = inputs[2]
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        p, z, dp = ctx.saved_tensors
-        if upstream[0] is None:
-            return (None,) * 5
-        if torch.is_grad_enabled():
-
-            def reference(p: Tensor) -> Tensor:
-                wide_p, wide_z = contract.widened(p), contract.widened(z)
-                return byol_reference(wide_p, wide_z, normalize=ctx.normalize, reduction="none")
-
-            return *contract.differentiable_gradients(reference, (p,), upstream[0]), *(None,) * 4
-        # Out of place, for the graph may be walked again; autograd casts to the dtype of p.
-        return dp * upstream[0][:, None], *(None,) * 4
+def _equation(p: Tensor, z: Tensor, normalize: bool, impl: str) -> Tensor:
+    """The reference in at least fp32, [N]."""
+    return byol_reference(contract.widened(p), contract.widened(z), normalize=normalize, reduction="none")
 
 
-def _fake(p: Tensor, z: Tensor, normalize: bool, impl: str, with_grad: bool) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(p.dtype, torch.float32)
-    return p.new_empty(len(p), dtype=dtype), p.new_empty(p.shape, dtype=dtype) if with_grad else p.new_empty(0)
-
-
-contract.register(
-    "byol(Tensor p, Tensor z, bool normalize, str impl, bool with_grad) -> (Tensor, Tensor)", _byol, _fake, _BYOL
+_DISTANCES = Objective(
+    "byol", "Tensor p, Tensor z", "bool normalize, str impl", _byol, _equation, num_gradients=1, per_row=True
 )
 
 
@@ -112,11 +78,7 @@ def _rows(p: Tensor, z: Tensor, normalize: bool, weight: Tensor | None, reductio
     contract.check_weight(weight, len(p))
     contract.check_reduction(reduction)
     check_impl("byol", impl)
-    z = z.detach()
-    if contract.under_functorch():
-        return byol_reference(contract.widened(p), contract.widened(z), normalize=normalize, reduction="none")
-    recorded = contract.wants_gradient(p)
-    return contract.call(_BYOL, _byol, "byol", recorded, (p, z, normalize, impl, recorded))
+    return _DISTANCES((p, z.detach()), (normalize, impl))
 
 
 def byol_loss(

@@ -92,32 +92,24 @@ def under_tracing() -> bool:
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
-def call(
-    function: type[torch.autograd.Function],
-    compute: Callable[..., Any],
-    name: str,
-    recorded: bool,
-    inputs: tuple[Any, ...],
-) -> Tensor:
-    """The first result of an op by the cheapest right way: registered op, autograd.Function or the bare computation."""
-    if under_tracing():
-        result: Tensor = getattr(torch.ops.ssl_fast, name)(*inputs)[0]
-    elif recorded:
-        result = function.apply(*inputs)
-    else:
-        result = compute(*inputs)[0]
-    return result
+def plainly() -> bool:
+    """Whether the call is an ordinary one, neither traced nor transformed."""
+    return not under_tracing() and not under_functorch()
 
 
-def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any], autograd: Any = None) -> None:
+def register(
+    schema: str,
+    function: Callable[..., Any],
+    fake: Callable[..., Any],
+    autograd: tuple[Callable[..., None], Callable[..., Any]] | None = None,
+) -> None:
     """Registers `ssl_fast::<schema>` for torch.compile. In eager mode nobody calls it: its boundary costs microseconds.
 
     Args:
         schema: name, arguments and results in the language of torch.library.
         function: the op on plain tensors; a result that is None becomes an empty tensor.
         fake: the same results without data.
-        autograd: an autograd.Function whose `save` and `backward` serve the op too; all results but the first are
-            for its backward pass alone.
+        autograd: `setup_context` and `backward`, as for `torch.library.register_autograd`.
     """
     name = f"ssl_fast::{schema.split('(')[0]}"
 
@@ -130,13 +122,9 @@ def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any]
     _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(name, fake, lib=_LIBRARY)
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        autograd.save(ctx, inputs, output)
-        ctx.mark_non_differentiable(*output[1:])
-
     if autograd is not None:
-        torch.library.register_autograd(name, autograd.backward, setup_context=setup_context, lib=_LIBRARY)
+        setup_context, backward = autograd
+        torch.library.register_autograd(name, backward, setup_context=setup_context, lib=_LIBRARY)
 
 
 def differentiable_gradients(

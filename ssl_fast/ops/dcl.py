@@ -57,6 +57,7 @@ def equation_of_rows(
     temperature: float | Tensor,
     normalize: bool,
     num_views: int,
+    ignore_index: int,
     weight: Tensor | None,  # [N]
     reduction: str,
 ) -> Tensor:
@@ -121,7 +122,7 @@ def dcl(
         raise ValueError(f"sigma must be positive or None, got {sigma}")
     loss = self_contrast(
         "dcl",
-        torch.cat((z1, z2)),
+        (z1, z2),
         2,
         temperature=temperature,
         normalize=normalize,

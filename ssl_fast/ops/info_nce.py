@@ -11,6 +11,7 @@ Reference: He et al. 2020, "Momentum Contrast for Unsupervised Visual Representa
 Chen et al. 2021, "An Empirical Study of Training Self-Supervised Vision Transformers", arXiv:2104.02057, Alg. 1.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ssl_fast.distributed import Group, all_gather_rows, global_mean, global_sum
 from ssl_fast.ops import contract
 from ssl_fast.ops.clip_loss import clip_loss_reference, contrast
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.objective import Objective
 from ssl_fast.ops.two_towers import check_towers
 
 
@@ -62,8 +64,8 @@ def _reduced(
 def _info_nce(
     q: Tensor,  # [N, D]
     k: Tensor,  # [N, D]
-    queue: Tensor,  # [K, D]
     temperature: Tensor | None,  # []
+    queue: Tensor,  # [K, D]
     inv_temperature: float,
     normalize: bool,
     impl: str,
@@ -77,89 +79,71 @@ def _info_nce(
     return loss, dq, dk, None if temperature is None or dinv is None else dinv * (inverse * inverse * -1)
 
 
-class _InfoNCE(torch.autograd.Function):
-    """The loss of each row; its derivatives are made in the forward pass, the backward pass only multiplies them.
-
-    `forward` takes ctx: for the form with `setup_context`, torch binds the arguments by name, 20 us a call.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _info_nce(*inputs)
-        _InfoNCE.save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        """Keeps what `backward` needs; also the set-up of the registered op."""
-        # The queue is saved so that autograd notices an enqueue before the backward pass, whatever the implementation.
-        ctx.save_for_backward(*inputs[:4], *output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.inv_temperature, ctx.normalize = inputs[4], inputs[5]
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        q, k, queue, temperature, dq, dk, dtemperature = ctx.saved_tensors
-        grad, need = upstream[0], ctx.needs_input_grad
-        if grad is None:
-            return (None,) * 8
-        if torch.is_grad_enabled():
-            again = _again(q, k, queue, temperature, ctx.inv_temperature, ctx.normalize, grad)
-            return again[0], again[1], None, again[2], *(None,) * 4
-        # Out of place, for the graph may be walked again; autograd casts to the dtypes of the inputs.
-        column = grad[:, None]
-        dq, dk = dq * column if need[0] else None, dk * column if need[1] else None
-        return dq, dk, None, (dtemperature * grad).sum() if need[3] else None, *(None,) * 4
-
-
-def _again(
-    q: Tensor,
-    k: Tensor,
-    queue: Tensor,
-    temperature: Tensor | None,
+def _info_nce_at_once(
+    q: Tensor,  # [N, D]
+    k: Tensor,  # [N, D]
+    weight: Tensor | None,  # [N]
+    temperature: Tensor | None,  # []
+    queue: Tensor,  # [K, D]
     inv_temperature: float,
     normalize: bool,
-    upstream: Tensor,
-) -> list[Tensor | None]:
-    """The gradients once more through the reference, so that they have gradients."""
-
-    def reference(q: Tensor, k: Tensor, temperature: Tensor | None) -> Tensor:
-        return info_nce_reference(
-            contract.widened(q),
-            contract.widened(k),
-            queue,
-            temperature=1 / inv_temperature if temperature is None else temperature,
-            normalize=normalize,
-            reduction="none",
-        )
-
-    return contract.differentiable_gradients(reference, (q, k, temperature), upstream)
-
-
-def _fake(
-    q: Tensor,
-    k: Tensor,
-    queue: Tensor,
-    temperature: Tensor | None,
-    inv_temperature: float,
-    normalize: bool,
-    impl: str,
+    average: bool,
+    kernel: ModuleType,
     with_grad: bool,
-) -> tuple[Tensor, ...]:
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    loss = q.new_empty(len(q), dtype=dtype)
-    if not with_grad:
-        return loss, q.new_empty(0), q.new_empty(0), q.new_empty(0)
-    rows = (q.new_empty(q.shape, dtype=dtype), q.new_empty(q.shape, dtype=dtype))
-    return loss, *rows, q.new_empty(0) if temperature is None else torch.empty_like(loss)
+) -> tuple[Tensor | None, ...]:
+    """Mean or sum [] and, when wanted, dq [N, D], dk [N, D], dweight [N], dtemperature []."""
+    inverse = float(contract.inverse_of(temperature, inv_temperature, q))
+    wanted = (with_grad, temperature is not None)
+    found: tuple[Tensor | None, ...] = kernel.objective(q, k, weight, queue, inverse, normalize, average, *wanted)
+    return found
 
 
-contract.register(
-    "info_nce(Tensor q, Tensor k, Tensor queue, Tensor? temperature, float inv_temperature, bool normalize, str impl,"
-    " bool with_grad) -> (Tensor, Tensor, Tensor, Tensor)",
+def _equation(
+    q: Tensor,
+    k: Tensor,
+    weight: Tensor | None,
+    temperature: Tensor | None,
+    queue: Tensor,
+    inv_temperature: float,
+    normalize: bool,
+    average: bool | None,
+    kernel: Any,
+) -> Tensor:
+    """The reference in at least fp32; per row, [N], where `average` is None."""
+    return info_nce_reference(
+        contract.widened(q),
+        contract.widened(k),
+        queue,
+        temperature=1 / inv_temperature if temperature is None else temperature,
+        normalize=normalize,
+        weight=weight,
+        reduction="none" if average is None else "mean" if average else "sum",
+    )
+
+
+def _equation_rows(
+    q: Tensor, k: Tensor, temperature: Tensor | None, queue: Tensor, inv_temperature: float, normalize: bool, impl: str
+) -> Tensor:
+    return _equation(q, k, None, temperature, queue, inv_temperature, normalize, None, impl)
+
+
+_ROWS = Objective(
+    "info_nce",
+    "Tensor q, Tensor k, Tensor? temperature, Tensor queue",
+    "float inv_temperature, bool normalize, str impl",
     _info_nce,
-    _fake,
-    _InfoNCE,
+    _equation_rows,
+    num_gradients=3,
+    per_row=True,
+)
+_AT_ONCE = Objective(
+    "info_nce_at_once",
+    "Tensor q, Tensor k, Tensor? weight, Tensor? temperature, Tensor queue",
+    "float inv_temperature, bool normalize, bool average, kernel",
+    _info_nce_at_once,
+    _equation,
+    num_gradients=4,
+    registered=False,
 )
 
 
@@ -231,14 +215,12 @@ def info_nce(
     gradient_factor(group, grad_reduce)
     tensor, inverse = contract.split_temperature(temperature)
     queue = queue.detach()
-    if contract.under_functorch():
-        wide_q, wide_k = contract.widened(q), contract.widened(k)
-        loss = info_nce_reference(wide_q, wide_k, queue, temperature=temperature, normalize=normalize, reduction="none")
-    else:
-        k = k if k.dtype == q.dtype else k.to(q.dtype)
-        recorded = contract.wants_gradient(q, k, tensor)
-        inputs = (q, k, queue, tensor, inverse, normalize, impl, recorded)
-        loss = contract.call(_InfoNCE, _info_nce, "info_nce", recorded, inputs)
+    k = k if k.dtype == q.dtype else k.to(q.dtype)
+    if reduction != "none" and group is None and q.numel() and contract.plainly():
+        kernel = choose("info_nce", impl, q, k, queue)
+        if hasattr(kernel, "objective"):
+            return _AT_ONCE((q, k, weight, tensor, queue), (inverse, normalize, reduction == "mean", kernel))
+    loss = _ROWS((q, k, tensor, queue), (inverse, normalize, impl))
     return _reduced(loss, weight, group, grad_reduce, reduction)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ssl_fast.distributed import Group, all_gather_rows, gather_sizes, global_mean, global_sum, group_by_name
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.objective import Rows
 
 
 def koleo_reference(
@@ -64,12 +65,13 @@ def _koleo(
 
 
 def _koleo_backward(
-    x: Tensor,  # [N, D]
+    upstream: Tensor,  # [N]
     z: Tensor,  # [M, D]
     neighbour: Tensor,  # [M] int64
-    upstream: Tensor,  # [N]
+    x: Tensor,  # [N, D]
     eps: float,
     group: str,
+    impl: str,
 ) -> Tensor:
     """dx [N, D]. The other ranks' rows and neighbours are here: only the upstream numbers [M] are exchanged."""
     process_group = group_by_name(group) if group else None
@@ -95,42 +97,9 @@ def _koleo_backward(
     return dx
 
 
-class _KoLeo(torch.autograd.Function):
-    """The loss of each row; the neighbours are kept for the backward pass, which costs O(M D)."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _koleo(*inputs)
-        _KoLeo.save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keeps what `backward` needs; also the set-up of the registered op."""
-        ctx.save_for_backward(inputs[0], *output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.eps, ctx.group = inputs[1:3]
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        x, z, neighbour = ctx.saved_tensors
-        if upstream[0] is None:
-            return (None,) * 4
-        if torch.is_grad_enabled():
-            return *_again(x, upstream[0], ctx.eps, ctx.group), None, None, None
-        op = torch.ops.ssl_fast.koleo_backward if contract.under_tracing() else _koleo_backward
-        return op(x, z, neighbour, upstream[0], ctx.eps, ctx.group), None, None, None
-
-
-def _again(x: Tensor, upstream: Tensor, eps: float, group: str) -> list[Tensor | None]:
-    """The gradient once more through the reference, so that it has gradients."""
-    if group:
-        raise RuntimeError("koleo with a group cannot be differentiated twice: no gradient flows between the ranks")
-
-    def reference(x: Tensor) -> Tensor:
-        return koleo_reference(contract.widened(x), eps=eps, reduction="none")
-
-    return contract.differentiable_gradients(reference, (x,), upstream)
+def _equation(x: Tensor, eps: float, group: str, impl: str) -> Tensor:
+    """The reference in at least fp32, [N]."""
+    return koleo_reference(contract.widened(x), eps=eps, reduction="none")
 
 
 def _fake(x: Tensor, eps: float, group: str, impl: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,15 +109,16 @@ def _fake(x: Tensor, eps: float, group: str, impl: str) -> tuple[Tensor, Tensor,
     return x.new_empty(len(x), dtype=dtype), z, x.new_empty(num_rows, dtype=torch.int64)
 
 
-def _fake_backward(x: Tensor, z: Tensor, neighbour: Tensor, upstream: Tensor, eps: float, group: str) -> Tensor:
-    return z.new_empty(x.shape)
-
-
-contract.register("koleo(Tensor x, float eps, str group, str impl) -> (Tensor, Tensor, Tensor)", _koleo, _fake, _KoLeo)
-contract.register(
-    "koleo_backward(Tensor x, Tensor z, Tensor neighbour, Tensor upstream, float eps, str group) -> Tensor",
+_ROWS = Rows(
+    "koleo",
+    "Tensor x",
+    "float eps, str group, str impl",
+    _koleo,
     _koleo_backward,
-    _fake_backward,
+    _equation,
+    _fake,
+    num_gradients=1,
+    num_kept=2,
 )
 
 
@@ -193,14 +163,7 @@ def koleo(
     check_impl("koleo", impl)
     if not eps >= 0:
         raise ValueError(f"eps must not be negative, got {eps}")
-    if contract.under_functorch():
-        if group is not None:
-            raise RuntimeError("koleo with a group does not work inside torch.func")
-        rows = koleo_reference(contract.widened(x), eps=eps, reduction="none")
-    else:
-        recorded = contract.wants_gradient(x)
-        inputs = (x, eps, "" if group is None else group.group_name, impl)
-        rows = contract.call(_KoLeo, _koleo, "koleo", recorded, inputs)
+    rows = _ROWS((x,), (eps, "" if group is None else group.group_name, impl))
     return _reduced(rows, group, grad_reduce, reduction)
 
 

@@ -53,6 +53,7 @@ def equation_of_rows(
     temperature: float | Tensor,
     normalize: bool,
     num_views: int,
+    ignore_index: int,
     weight: Tensor | None,  # [N]
     reduction: str,
 ) -> Tensor:
@@ -117,7 +118,7 @@ def nt_xent(
     contract.check_weight(weight, len(z1))
     return self_contrast(
         "nt_xent",
-        torch.cat((z1, z2, *views)),
+        (z1, z2, *views),
         2 + len(views),
         temperature=temperature,
         normalize=normalize,

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ssl_fast.distributed import Group
 from ssl_fast.ops import contract
-from ssl_fast.ops.classes import LEFT_OUT
 from ssl_fast.ops.self_contrast import self_contrast
 
 
@@ -53,11 +52,12 @@ def equation_of_rows(
     temperature: float | Tensor,
     normalize: bool,
     num_views: int,
+    ignore_index: int,
     weight: Tensor | None,  # [N]
     reduction: str,
 ) -> Tensor:
     """The reference on the rows of `self_contrast`."""
-    return supcon_reference(x, labels, temperature, normalize, LEFT_OUT, weight, reduction)
+    return supcon_reference(x, labels, temperature, normalize, ignore_index, weight, reduction)
 
 
 def supcon(
@@ -115,12 +115,13 @@ def supcon(
     _check(z, labels, base_temperature)
     contract.check_weight(weight, len(z))
     num_views = z.shape[1] if z.dim() == 3 else 1
-    labels = labels.long().masked_fill(labels == ignore_index, LEFT_OUT)
+    labels = labels.long()
     loss = self_contrast(
         "supcon",
-        z.flatten(0, -2),
+        (z if z.dim() == 2 else z.flatten(0, -2),),
         1,
         labels if num_views == 1 else labels.repeat_interleave(num_views),
+        ignore_index=ignore_index,
         temperature=temperature,
         normalize=normalize,
         weight=weight if weight is None or num_views == 1 else weight.repeat_interleave(num_views),

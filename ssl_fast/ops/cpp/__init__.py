@@ -43,3 +43,13 @@ def unavailable(*tensors: Tensor) -> str | None:
 def result_dtype(dtype: torch.dtype) -> torch.dtype:
     """Of losses and gradients: float64 for float64, float32 otherwise."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor begins; 0 of none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def beside(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Room for one gradient for each contiguous tensor that is given."""
+    return [None if tensor is None else torch.empty_like(tensor, dtype=dtype) for tensor in tensors]

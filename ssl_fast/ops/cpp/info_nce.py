@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ssl_fast.ops.cpp import DTYPES, module, result_dtype, unavailable
+from ssl_fast.ops.cpp import DTYPES, address, beside, module, result_dtype, unavailable
 
-__all__ = ["forward", "unavailable"]
+__all__ = ["forward", "objective", "unavailable"]
 
 
 def forward(
@@ -29,3 +29,28 @@ def forward(
     )  # fmt: skip
     dq, dk, dinv = grads
     return loss, dq, dk, dinv
+
+
+def objective(
+    q: Tensor,  # [B, D]
+    k: Tensor,  # [B, D]
+    weight: Tensor | None,  # [B]
+    queue: Tensor,  # [K, D] unit rows
+    inv_temperature: float,
+    normalize: bool,
+    average: bool,
+    with_grad: bool,
+    with_dtemperature: bool,
+) -> tuple[Tensor | None, ...]:
+    """Mean or sum over the rows [] and, when wanted, dq, dk [B, D], dweight [B], dtemperature []; all in one call."""
+    dtype, value = result_dtype(q.dtype), torch.empty((), dtype=result_dtype(q.dtype))
+    q, k, queue = q.contiguous(), k.contiguous(), queue.contiguous()
+    weight = None if weight is None else weight.to(dtype).contiguous()
+    given = (q, k, weight, value if with_dtemperature else None) if with_grad else (None,) * 4
+    grads = beside(dtype, *given)
+    module().info_nce(
+        q.data_ptr(), k.data_ptr(), DTYPES[q.dtype], queue.data_ptr(), DTYPES[queue.dtype], len(q), len(queue),
+        q.shape[1], inv_temperature, normalize, address(weight), average, value.data_ptr(), *map(address, grads),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return value, *grads
