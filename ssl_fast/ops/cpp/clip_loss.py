@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ssl_fast.ops.cpp import DTYPES, address, beside, module, result_dtype, unavailable
+from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, result_dtype, unavailable
 
 __all__ = ["backward", "forward", "objective", "unavailable"]
 
@@ -66,11 +66,13 @@ def objective(
     with_dscale: bool,
 ) -> tuple[Tensor | None, ...]:
     """Mean or sum over pairs and sides [] and, when wanted, dimage, dtext [M, D], dweight [M], dscale []; in one call."""
-    dtype, value = result_dtype(image.dtype), torch.empty((), dtype=result_dtype(image.dtype))
+    dtype = result_dtype(image.dtype)
+    value = torch.empty((), dtype=dtype)
     image, text = image.contiguous(), text.contiguous()
     weight = None if weight is None else weight.to(dtype).contiguous()
-    given = (image, text, weight, value if with_dscale else None) if with_grad else (None,) * 4
-    grads = beside(dtype, *given)
+    grads = NO_GRADIENTS[:4]
+    if with_grad:
+        grads = beside(dtype, image, text, weight, value if with_dscale else None)
     M, D = image.shape
     module().clip_loss(
         image.data_ptr(), text.data_ptr(), DTYPES[image.dtype], M, D, scale, normalize, sides, address(weight),

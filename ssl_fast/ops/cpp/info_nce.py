@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ssl_fast.ops.cpp import DTYPES, address, beside, module, result_dtype, unavailable
+from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, result_dtype, unavailable
 
 __all__ = ["forward", "objective", "unavailable"]
 
@@ -43,11 +43,13 @@ def objective(
     with_dtemperature: bool,
 ) -> tuple[Tensor | None, ...]:
     """Mean or sum over the rows [] and, when wanted, dq, dk [B, D], dweight [B], dtemperature []; all in one call."""
-    dtype, value = result_dtype(q.dtype), torch.empty((), dtype=result_dtype(q.dtype))
+    dtype = result_dtype(q.dtype)
+    value = torch.empty((), dtype=dtype)
     q, k, queue = q.contiguous(), k.contiguous(), queue.contiguous()
     weight = None if weight is None else weight.to(dtype).contiguous()
-    given = (q, k, weight, value if with_dtemperature else None) if with_grad else (None,) * 4
-    grads = beside(dtype, *given)
+    grads = NO_GRADIENTS[:4]
+    if with_grad:
+        grads = beside(dtype, q, k, weight, value if with_dtemperature else None)
     module().info_nce(
         q.data_ptr(), k.data_ptr(), DTYPES[q.dtype], queue.data_ptr(), DTYPES[queue.dtype], len(q), len(queue),
         q.shape[1], inv_temperature, normalize, address(weight), average, value.data_ptr(), *map(address, grads),

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ssl_fast.ops.classes import Classes
-from ssl_fast.ops.cpp import DTYPES, address, beside, module, result_dtype, unavailable
+from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, result_dtype, unavailable
 
 __all__ = ["backward", "forward", "objective", "unavailable"]
 
@@ -77,12 +77,14 @@ def objective(
     with_dtemperature: bool,
 ) -> tuple[Tensor | None, ...]:
     """Mean or sum over the rows [] and, when wanted, dx, dsecond, dweight [N] and dtemperature []; all in one call."""
-    dtype, value = result_dtype(x.dtype), torch.empty((), dtype=result_dtype(x.dtype))
+    dtype = result_dtype(x.dtype)
+    value = torch.empty((), dtype=dtype)
     x, second = x.contiguous(), None if second is None else second.contiguous()
     weight = None if weight is None else weight.to(dtype).contiguous()
     labels = None if labels is None else labels.contiguous()
-    given = (x, second, weight, value if with_dtemperature else None) if with_grad else (None,) * 4
-    grads = beside(dtype, *given)
+    grads = NO_GRADIENTS[:4]
+    if with_grad:
+        grads = beside(dtype, x, second, weight, value if with_dtemperature else None)
     num_rows, D = x.shape
     module().self_contrast(
         x.data_ptr(), address(second), DTYPES[x.dtype], num_rows if second is None else 2 * num_rows, D, num_views,

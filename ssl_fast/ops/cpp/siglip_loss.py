@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ssl_fast.ops.cpp import DTYPES, address, beside, module, result_dtype, unavailable
+from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, result_dtype, unavailable
 
 __all__ = ["forward", "objective", "unavailable"]
 
@@ -51,11 +51,14 @@ def objective(
     with_dbias: bool,
 ) -> tuple[Tensor | None, ...]:
     """Mean or sum over the images [] and, when wanted, dimage, dtext [M, D], dweight [M], dscale [], dbias []."""
-    dtype, value = result_dtype(image.dtype), torch.empty((), dtype=result_dtype(image.dtype))
+    dtype = result_dtype(image.dtype)
+    value = torch.empty((), dtype=dtype)
     image, text = image.contiguous(), text.contiguous()
     weight = None if weight is None else weight.to(dtype).contiguous()
-    numbers = (value if with_dscale else None, value if with_dbias else None)
-    grads = beside(dtype, *((image, text, weight, *numbers) if with_grad else (None,) * 5))
+    grads = NO_GRADIENTS[:5]
+    if with_grad:
+        numbers = (value if with_dscale else None, value if with_dbias else None)
+        grads = beside(dtype, image, text, weight, *numbers)
     M, D = image.shape
     module().siglip_loss(
         image.data_ptr(), text.data_ptr(), DTYPES[image.dtype], M, D, scale, bias, normalize, address(weight), average,
