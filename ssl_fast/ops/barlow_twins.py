@@ -14,12 +14,12 @@ Eq. 1-2; eps as in the authors' code.
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_fast.distributed import Group, gradient_factor, group_by_name
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.loss_module import LossModule
 from ssl_fast.ops.objective import Objective
 
 
@@ -123,8 +123,7 @@ def barlow_twins(
     return _OBJECTIVE((z1, z2), (lambd, eps, name, factor, impl))
 
 
-
-class BarlowTwinsLoss(nn.Module):
+class BarlowTwinsLoss(LossModule):
     """`barlow_twins` as a module; the arguments are those of the function."""
 
     def __init__(
@@ -136,9 +135,13 @@ class BarlowTwinsLoss(nn.Module):
         grad_reduce: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.lambd, self.eps = lambd, eps
-        self.group, self.grad_reduce, self.impl = group, grad_reduce, impl
+        super().__init__(
+            lambd=lambd,
+            eps=eps,
+            group=group,
+            grad_reduce=grad_reduce,
+            impl=impl,
+        )
 
     def forward(
         self,
@@ -146,16 +149,4 @@ class BarlowTwinsLoss(nn.Module):
         z2: Tensor,  # [N, D]
     ) -> Tensor:
         """`barlow_twins(z1, z2)` with the module's settings."""
-        return barlow_twins(
-            z1,
-            z2,
-            lambd=self.lambd,
-            eps=self.eps,
-            group=self.group,
-            grad_reduce=self.grad_reduce,
-            impl=self.impl,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in ("lambd", "eps", "impl"))
+        return barlow_twins(z1, z2, **self.settings)

@@ -10,15 +10,13 @@ Reference: Grill et al. 2020, "Bootstrap your own latent", arXiv:2006.07733, Eq.
 Siamese Representation Learning", arXiv:2011.10566, Eq. 1 and 3.
 """
 
-from typing import Any
-
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_fast.distributed import Group, global_mean, global_sum, gradient_factor
+from ssl_fast.distributed import Group, gradient_factor
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.loss_module import LossModule
 from ssl_fast.ops.objective import Objective
 
 
@@ -34,20 +32,7 @@ def byol_reference(
     z = z.detach().to(p.dtype)
     if normalize:
         p, z = F.normalize(p, dim=1, eps=1e-12), F.normalize(z, dim=1, eps=1e-12)
-    return _reduced((p - z).square().sum(1), weight, None, "mean", reduction)
-
-
-def _reduced(
-    loss: Tensor,  # [N]
-    weight: Tensor | None,  # [N]
-    group: Group,
-    grad_reduce: str,
-    reduction: str,
-) -> Tensor:
-    if reduction == "mean":
-        return global_mean(loss, weight, group, grad_reduce)
-    weighted = loss if weight is None else loss * weight
-    return weighted if reduction == "none" else global_sum(weighted, group, grad_reduce)
+    return contract.reduced((p - z).square().sum(1), weight, None, "mean", reduction)
 
 
 def _byol(
@@ -75,7 +60,7 @@ def _rows(p: Tensor, z: Tensor, normalize: bool, weight: Tensor | None, reductio
     """The distance of each sample [N], arguments checked."""
     contract.check_rows("p", p)
     contract.check_rows("z", z, p, "p")
-    contract.check_weight(weight, len(p))
+    contract.check_weight(weight, p)
     contract.check_reduction(reduction)
     check_impl("byol", impl)
     return _DISTANCES((p, z.detach()), (normalize, impl))
@@ -125,7 +110,7 @@ def byol_loss(
     Reference: Grill et al. 2020, arXiv:2006.07733, Eq. 2.
     """
     gradient_factor(group, grad_reduce)
-    return _reduced(_rows(p, z, normalize, weight, reduction, impl), weight, group, grad_reduce, reduction)
+    return contract.reduced(_rows(p, z, normalize, weight, reduction, impl), weight, group, grad_reduce, reduction)
 
 
 def simsiam_loss(
@@ -157,10 +142,10 @@ def simsiam_loss(
     """
     gradient_factor(group, grad_reduce)
     rows = _rows(p, z, True, weight, reduction, impl) / 2 - 1
-    return _reduced(rows, weight, group, grad_reduce, reduction)
+    return contract.reduced(rows, weight, group, grad_reduce, reduction)
 
 
-class BYOLLoss(nn.Module):
+class BYOLLoss(LossModule):
     """`byol_loss` as a module; the arguments are those of the function."""
 
     def __init__(
@@ -172,14 +157,13 @@ class BYOLLoss(nn.Module):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.normalize = normalize
-        self.options: dict[str, Any] = {
-            "group": group,
-            "grad_reduce": grad_reduce,
-            "reduction": reduction,
-            "impl": impl,
-        }
+        super().__init__(
+            normalize=normalize,
+            group=group,
+            grad_reduce=grad_reduce,
+            reduction=reduction,
+            impl=impl,
+        )
 
     def forward(
         self,
@@ -188,26 +172,21 @@ class BYOLLoss(nn.Module):
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
         """`byol_loss(p, z, weight=weight)` with the module's settings."""
-        return byol_loss(p, z, normalize=self.normalize, weight=weight, **self.options)
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        return f"normalize={self.normalize}, reduction={self.options['reduction']!r}, impl={self.options['impl']!r}"
+        return byol_loss(p, z, weight=weight, **self.settings)
 
 
-class SimSiamLoss(nn.Module):
+class SimSiamLoss(LossModule):
     """`simsiam_loss` as a module; the arguments are those of the function."""
 
     def __init__(
         self, *, group: Group = None, grad_reduce: str = "mean", reduction: str = "mean", impl: str = "auto"
     ) -> None:
-        super().__init__()
-        self.options: dict[str, Any] = {
-            "group": group,
-            "grad_reduce": grad_reduce,
-            "reduction": reduction,
-            "impl": impl,
-        }
+        super().__init__(
+            group=group,
+            grad_reduce=grad_reduce,
+            reduction=reduction,
+            impl=impl,
+        )
 
     def forward(
         self,
@@ -216,8 +195,4 @@ class SimSiamLoss(nn.Module):
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
         """`simsiam_loss(p, z, weight=weight)` with the module's settings."""
-        return simsiam_loss(p, z, weight=weight, **self.options)
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        return f"reduction={self.options['reduction']!r}, impl={self.options['impl']!r}"
+        return simsiam_loss(p, z, weight=weight, **self.settings)

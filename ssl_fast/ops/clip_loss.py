@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_fast.distributed import Group, gradient_factor
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.loss_module import LossModule
 from ssl_fast.ops.objective import Objective, Rows, wide
 from ssl_fast.ops.two_towers import GlobalPairs, check_towers, number_beside, split_number
 
@@ -259,7 +260,7 @@ def contrast(
     impl: str,
 ) -> Tensor:
     """The loss in one direction (image to text) or two: what `clip_loss` and `info_nce` among a batch's keys share."""
-    contract.check_weight(weight, len(image))
+    contract.check_weight(weight, image)
     contract.check_reduction(reduction)
     check_impl("clip_loss", impl)
     factor = gradient_factor(group, grad_reduce)
@@ -272,7 +273,7 @@ def contrast(
     return _OBJECTIVE((image, text, weight, tensor), options)
 
 
-class CLIPLoss(nn.Module):
+class CLIPLoss(LossModule):
     """`clip_loss` as a module; the arguments are those of the function. The model's scale is given at each call."""
 
     def __init__(
@@ -284,9 +285,13 @@ class CLIPLoss(nn.Module):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.normalize, self.impl = normalize, impl
-        self.group, self.grad_reduce, self.reduction = group, grad_reduce, reduction
+        super().__init__(
+            normalize=normalize,
+            group=group,
+            grad_reduce=grad_reduce,
+            reduction=reduction,
+            impl=impl,
+        )
 
     def forward(
         self,
@@ -296,19 +301,4 @@ class CLIPLoss(nn.Module):
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
         """`clip_loss(image, text, logit_scale, weight=weight)` with the module's settings."""
-        return clip_loss(
-            image,
-            text,
-            logit_scale,
-            normalize=self.normalize,
-            weight=weight,
-            group=self.group,
-            grad_reduce=self.grad_reduce,
-            reduction=self.reduction,
-            impl=self.impl,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        shown = ("normalize", "reduction", "impl")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        return clip_loss(image, text, logit_scale, weight=weight, **self.settings)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_fast.distributed import Group, global_mean, global_sum
+
 REDUCTIONS = ("mean", "sum", "none")
 _LIBRARY = torch.library.Library("ssl_fast", "FRAGMENT")  # type: ignore[no-untyped-call]
 
@@ -28,12 +30,13 @@ def check_rows(
 
 def check_weight(
     weight: Tensor | None,  # [N]
-    num_rows: int,
+    samples: Tensor,
+    dim: int = 0,  # of samples that counts them
 ) -> None:
     """Raises ValueError unless `weight` is None or one floating-point number for each of the N samples."""
-    if weight is not None and (weight.shape != (num_rows,) or not weight.is_floating_point()):
+    if weight is not None and (weight.shape != (samples.shape[dim],) or not weight.is_floating_point()):
         raise ValueError(
-            f"weight must be floating point of shape [{num_rows}], one per sample, "
+            f"weight must be floating point of shape [{samples.shape[dim]}], one per sample, "
             f"got {weight.dtype} of shape {list(weight.shape)}"
         )
 
@@ -139,6 +142,20 @@ def differentiable_gradients(
     wanted = [t for t in aliases if t is not None and t.requires_grad]
     found = iter(torch.autograd.grad(output, wanted, upstream, create_graph=True, allow_unused=True))
     return [next(found) if t is not None and t.requires_grad else None for t in aliases]
+
+
+def reduced(
+    rows: Tensor,  # [N]
+    weight: Tensor | None,  # [N]
+    group: Group,
+    grad_reduce: str,
+    reduction: str,
+) -> Tensor:
+    """The losses of the rows as "mean" or "sum" over all ranks' rows, or "none"."""
+    if reduction == "mean":
+        return global_mean(rows, weight, group, grad_reduce)
+    weighted = rows if weight is None else rows * weight
+    return weighted if reduction == "none" else global_sum(weighted, group, grad_reduce)
 
 
 def widened(rows: Tensor) -> Tensor:

@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_fast.distributed import Group, all_gather_rows, global_mean, global_sum, gradient_factor
+from ssl_fast.distributed import Group, all_gather_rows, gradient_factor
 from ssl_fast.ops import contract
 from ssl_fast.ops.clip_loss import clip_loss_reference, contrast
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.loss_module import LossModule
 from ssl_fast.ops.objective import Objective
 from ssl_fast.ops.two_towers import check_towers
 
@@ -45,20 +46,7 @@ def info_nce_reference(
     positive = (q * k).sum(1, keepdim=True)  # [N, 1]
     logits = torch.cat((positive, q @ queue.detach().to(q.dtype).T), 1) / temperature  # [N, 1 + K]
     loss = logits.logsumexp(1) - logits[:, 0]
-    return _reduced(loss, weight, None, "mean", reduction)
-
-
-def _reduced(
-    loss: Tensor,  # [N]
-    weight: Tensor | None,  # [N]
-    group: Group,
-    grad_reduce: str,
-    reduction: str,
-) -> Tensor:
-    if reduction == "mean":
-        return global_mean(loss, weight, group, grad_reduce)
-    weighted = loss if weight is None else loss * weight
-    return weighted if reduction == "none" else global_sum(weighted, group, grad_reduce)
+    return contract.reduced(loss, weight, None, "mean", reduction)
 
 
 def _info_nce(
@@ -209,7 +197,7 @@ def info_nce(
             f"queue must have rows of {q.shape[1]} numbers on {q.device} as q has, "
             f"got {queue.shape[1]} on {queue.device}"
         )
-    contract.check_weight(weight, len(q))
+    contract.check_weight(weight, q)
     contract.check_reduction(reduction)
     check_impl("info_nce", impl)
     gradient_factor(group, grad_reduce)
@@ -221,7 +209,7 @@ def info_nce(
         if hasattr(kernel, "objective"):
             return _AT_ONCE((q, k, weight, tensor, queue), (inverse, normalize, reduction == "mean", kernel))
     loss = _ROWS((q, k, tensor, queue), (inverse, normalize, impl))
-    return _reduced(loss, weight, group, grad_reduce, reduction)
+    return contract.reduced(loss, weight, group, grad_reduce, reduction)
 
 
 def _among_keys(
@@ -237,7 +225,7 @@ def _among_keys(
     return contrast(q, k, (scale, inverse), 1, *options).squeeze(0)
 
 
-class InfoNCELoss(nn.Module):
+class InfoNCELoss(LossModule):
     """`info_nce` as a module; the arguments are those of the function."""
 
     def __init__(
@@ -250,9 +238,14 @@ class InfoNCELoss(nn.Module):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.temperature, self.normalize, self.impl = temperature, normalize, impl
-        self.group, self.grad_reduce, self.reduction = group, grad_reduce, reduction
+        super().__init__(
+            temperature=temperature,
+            normalize=normalize,
+            group=group,
+            grad_reduce=grad_reduce,
+            reduction=reduction,
+            impl=impl,
+        )
 
     def forward(
         self,
@@ -262,23 +255,7 @@ class InfoNCELoss(nn.Module):
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
         """`info_nce(q, k, queue, weight=weight)` with the module's settings."""
-        return info_nce(
-            q,
-            k,
-            queue,
-            temperature=self.temperature,
-            normalize=self.normalize,
-            weight=weight,
-            group=self.group,
-            grad_reduce=self.grad_reduce,
-            reduction=self.reduction,
-            impl=self.impl,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        shown = ("temperature", "normalize", "reduction", "impl")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        return info_nce(q, k, queue, weight=weight, **self.settings)
 
 
 class MoCoQueue(nn.Module):

@@ -8,15 +8,14 @@ Letters: N samples (M of all ranks), D embedding.
 Reference: Sablayrolles et al. 2019, "Spreading vectors for similarity search", arXiv:1806.03198, Eq. 2 and 3.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_fast.distributed import Group, all_gather_rows, gather_sizes, global_mean, global_sum, group_by_name
+from ssl_fast.distributed import Group, all_gather_rows, gather_sizes, group_by_name
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.loss_module import LossModule
 from ssl_fast.ops.objective import Rows
 
 
@@ -29,21 +28,13 @@ def koleo_reference(
     """The equation in plain torch, in the dtype of x: oracle and baseline. 0 for fewer than two rows."""
     z = F.normalize(x, dim=1, eps=1e-12)
     if len(z) < 2:
-        return _reduced(z.sum(1) * 0, None, "mean", reduction)
+        return contract.reduced(z.sum(1) * 0, None, None, "mean", reduction)
     cosines = (z @ z.T).detach().fill_diagonal_(-2)
     squares = (z - z[cosines.argmax(1)]).square().sum(1)
     # Twice `where`: rows that coincide get the gradient 0, not that of sqrt at 0.
     apart = squares > 0
     distance = torch.where(apart, torch.where(apart, squares, 1).sqrt(), 0)
-    return _reduced(-(distance + eps).log(), None, "mean", reduction)
-
-
-def _reduced(rows: Tensor, group: Group, grad_reduce: str, reduction: str) -> Tensor:
-    if reduction == "none":
-        return rows
-    return (
-        (global_mean(rows, None, group, grad_reduce)) if reduction == "mean" else global_sum(rows, group, grad_reduce)
-    )
+    return contract.reduced(-(distance + eps).log(), None, None, "mean", reduction)
 
 
 def _koleo(
@@ -164,10 +155,10 @@ def koleo(
     if not eps >= 0:
         raise ValueError(f"eps must not be negative, got {eps}")
     rows = _ROWS((x,), (eps, "" if group is None else group.group_name, impl))
-    return _reduced(rows, group, grad_reduce, reduction)
+    return contract.reduced(rows, None, group, grad_reduce, reduction)
 
 
-class KoLeoLoss(nn.Module):
+class KoLeoLoss(LossModule):
     """`koleo` as a module; the arguments are those of the function."""
 
     def __init__(
@@ -179,18 +170,17 @@ class KoLeoLoss(nn.Module):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.eps, self.group, self.grad_reduce, self.reduction, self.impl = eps, group, grad_reduce, reduction, impl
+        super().__init__(
+            eps=eps,
+            group=group,
+            grad_reduce=grad_reduce,
+            reduction=reduction,
+            impl=impl,
+        )
 
     def forward(
         self,
         x: Tensor,  # [N, D]
     ) -> Tensor:
         """`koleo(x)` with the module's settings."""
-        return koleo(
-            x, eps=self.eps, group=self.group, grad_reduce=self.grad_reduce, reduction=self.reduction, impl=self.impl
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in ("eps", "reduction", "impl"))
+        return koleo(x, **self.settings)

@@ -251,7 +251,8 @@ def _equation(
 
 
 def _equation_rows(*inputs: Any) -> Tensor:
-    return _equation(*inputs[:-1], None, inputs[-1])
+    arguments: tuple[Any, ...] = (*inputs[:-1], None, inputs[-1])
+    return _equation(*arguments)
 
 
 def _fake_rows(x: Tensor, weight: Tensor, scale: Tensor | None, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

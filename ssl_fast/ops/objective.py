@@ -1,4 +1,4 @@
-"""The two kinds of fused losses, in all the ways torch calls them: eager, recorded by autograd, traced, under torch.func.
+"""The two kinds of fused losses, in all the ways torch calls them: eager, recorded, traced, under torch.func.
 
 `Objective`: the gradients are made together with the loss; the backward pass only multiplies them.
 `Rows`: a loss per row that keeps little; the backward pass computes the logits again.
@@ -73,15 +73,15 @@ class _Op:
 
     def __call__(self, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) -> Tensor:
         """The loss by the cheapest right way."""
-        recorded = contract.wants_gradient(*tensors)
         result: Tensor
         if contract.under_functorch():
             self._alone(options, "does not work inside torch.func transforms")
             result = self.equation(*tensors, *options)
         elif contract.under_tracing():
             op = getattr(torch.ops.ssl_fast, self.name)
-            result = op(*tensors, *options, *(self.recorded if recorded else self.bare))[0]
-        elif recorded:
+            given = self.recorded if contract.wants_gradient(*tensors) else self.bare
+            result = op(*tensors, *options, *given)[0]
+        elif contract.wants_gradient(*tensors):
             result = _Function.apply(self, options, *tensors)
         else:
             result = self.compute(*tensors, *options, *self.bare)[0]

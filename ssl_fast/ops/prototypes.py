@@ -84,7 +84,8 @@ def _prototypes(
 
 def _prototypes_rows(*inputs: Any) -> tuple[Tensor, None]:
     """Loss [N]; nothing is left for the backward pass, which computes the logits again."""
-    return _prototypes(*inputs[:5], None, *inputs[5:], False)[0], None
+    arguments: tuple[Any, ...] = (*inputs[:5], None, *inputs[5:], False)
+    return _prototypes(*arguments)[0], None
 
 
 def _prototypes_rows_backward(
@@ -93,7 +94,8 @@ def _prototypes_rows_backward(
     *inputs: Any,
 ) -> tuple[Tensor | None, Tensor | None]:
     """dstudent and, when wanted, dweight_student."""
-    return _prototypes(*inputs[:5], upstream.contiguous(), *inputs[5:], True)[1:]
+    arguments: tuple[Any, ...] = (*inputs[:5], upstream.contiguous(), *inputs[5:], True)
+    return _prototypes(*arguments)[1:]
 
 
 def _equation(

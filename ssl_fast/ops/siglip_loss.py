@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_fast.distributed import Group, gradient_factor
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.loss_module import LossModule
 from ssl_fast.ops.objective import Objective, Rows, wide
 from ssl_fast.ops.two_towers import GlobalPairs, check_towers, number_beside, split_number
 
@@ -241,7 +242,7 @@ def siglip_loss(
     Reference: Zhai et al. 2023, arXiv:2303.15343, Alg. 1.
     """
     image, text = check_towers(image, text)
-    contract.check_weight(weight, len(image))
+    contract.check_weight(weight, image)
     contract.check_reduction(reduction)
     check_impl("siglip_loss", impl)
     factor = gradient_factor(group, grad_reduce)
@@ -255,7 +256,7 @@ def siglip_loss(
     return _OBJECTIVE((image, text, weight, scale, bias), options)
 
 
-class SigLIPLoss(nn.Module):
+class SigLIPLoss(LossModule):
     """`siglip_loss` as a module; the arguments are those of the function. Scale and bias are given at each call."""
 
     def __init__(
@@ -267,9 +268,13 @@ class SigLIPLoss(nn.Module):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.normalize, self.impl = normalize, impl
-        self.group, self.grad_reduce, self.reduction = group, grad_reduce, reduction
+        super().__init__(
+            normalize=normalize,
+            group=group,
+            grad_reduce=grad_reduce,
+            reduction=reduction,
+            impl=impl,
+        )
 
     def forward(
         self,
@@ -280,20 +285,4 @@ class SigLIPLoss(nn.Module):
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
         """`siglip_loss(image, text, logit_scale, logit_bias, weight=weight)` with the module's settings."""
-        return siglip_loss(
-            image,
-            text,
-            logit_scale,
-            logit_bias,
-            normalize=self.normalize,
-            weight=weight,
-            group=self.group,
-            grad_reduce=self.grad_reduce,
-            reduction=self.reduction,
-            impl=self.impl,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        shown = ("normalize", "reduction", "impl")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        return siglip_loss(image, text, logit_scale, logit_bias, weight=weight, **self.settings)

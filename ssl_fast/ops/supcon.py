@@ -14,10 +14,11 @@ Reference: Khosla et al. 2020, "Supervised Contrastive Learning", arXiv:2004.113
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_fast.distributed import Group
 from ssl_fast.ops import contract
+from ssl_fast.ops.loss_module import LossModule
 from ssl_fast.ops.self_contrast import self_contrast
 
 
@@ -113,7 +114,7 @@ def supcon(
     Reference: Khosla et al. 2020, arXiv:2004.11362, Eq. 2.
     """
     _check(z, labels, base_temperature)
-    contract.check_weight(weight, len(z))
+    contract.check_weight(weight, z)
     num_views = z.shape[1] if z.dim() == 3 else 1
     labels = labels.long()
     loss = self_contrast(
@@ -153,7 +154,7 @@ def _check(
         raise ValueError(f"base_temperature must be positive, got {base_temperature}")
 
 
-class SupConLoss(nn.Module):
+class SupConLoss(LossModule):
     """`supcon` as a module; the arguments are those of the function."""
 
     def __init__(
@@ -168,10 +169,16 @@ class SupConLoss(nn.Module):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.temperature, self.base_temperature, self.normalize = temperature, base_temperature, normalize
-        self.ignore_index, self.impl = ignore_index, impl
-        self.group, self.grad_reduce, self.reduction = group, grad_reduce, reduction
+        super().__init__(
+            temperature=temperature,
+            base_temperature=base_temperature,
+            normalize=normalize,
+            ignore_index=ignore_index,
+            group=group,
+            grad_reduce=grad_reduce,
+            reduction=reduction,
+            impl=impl,
+        )
 
     def forward(
         self,
@@ -180,21 +187,4 @@ class SupConLoss(nn.Module):
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
         """`supcon(z, labels, weight=weight)` with the module's settings."""
-        return supcon(
-            z,
-            labels,
-            temperature=self.temperature,
-            base_temperature=self.base_temperature,
-            normalize=self.normalize,
-            ignore_index=self.ignore_index,
-            weight=weight,
-            group=self.group,
-            grad_reduce=self.grad_reduce,
-            reduction=self.reduction,
-            impl=self.impl,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        shown = ("temperature", "base_temperature", "normalize", "ignore_index", "reduction", "impl")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        return supcon(z, labels, weight=weight, **self.settings)

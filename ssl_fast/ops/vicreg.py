@@ -15,13 +15,13 @@ arXiv:2105.04906, Eq. 1-6; s as in Algorithm 1, where Eq. 5 leaves out the 1/D.
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_fast.distributed import Group, gradient_factor, group_by_name
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.loss_module import LossModule
 from ssl_fast.ops.objective import Objective
 
 
@@ -139,14 +139,12 @@ def vicreg(
         raise ValueError(f"eps must be positive, got {eps}")
     check_impl("vicreg", impl)
     factor = gradient_factor(group, grad_reduce)
-    options = (invariance, variance, covariance, gamma, eps)
     z2 = z2 if z2.dtype == z1.dtype else z2.to(z1.dtype)
     name = "" if group is None else group.group_name
     return _OBJECTIVE((z1, z2), (invariance, variance, covariance, gamma, eps, name, factor, impl))
 
 
-
-class VICRegLoss(nn.Module):
+class VICRegLoss(LossModule):
     """`vicreg` as a module; the arguments are those of the function."""
 
     def __init__(
@@ -161,10 +159,16 @@ class VICRegLoss(nn.Module):
         grad_reduce: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.invariance, self.variance, self.covariance = invariance, variance, covariance
-        self.gamma, self.eps = gamma, eps
-        self.group, self.grad_reduce, self.impl = group, grad_reduce, impl
+        super().__init__(
+            invariance=invariance,
+            variance=variance,
+            covariance=covariance,
+            gamma=gamma,
+            eps=eps,
+            group=group,
+            grad_reduce=grad_reduce,
+            impl=impl,
+        )
 
     def forward(
         self,
@@ -172,20 +176,4 @@ class VICRegLoss(nn.Module):
         z2: Tensor,  # [N, D]
     ) -> Tensor:
         """`vicreg(z1, z2)` with the module's settings."""
-        return vicreg(
-            z1,
-            z2,
-            invariance=self.invariance,
-            variance=self.variance,
-            covariance=self.covariance,
-            gamma=self.gamma,
-            eps=self.eps,
-            group=self.group,
-            grad_reduce=self.grad_reduce,
-            impl=self.impl,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        shown = ("invariance", "variance", "covariance", "gamma", "eps", "impl")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        return vicreg(z1, z2, **self.settings)

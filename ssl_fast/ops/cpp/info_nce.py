@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, result_dtype, unavailable
+from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, number, result_dtype, unavailable
 
 __all__ = ["forward", "objective", "unavailable"]
 
@@ -44,15 +44,16 @@ def objective(
 ) -> tuple[Tensor | None, ...]:
     """Mean or sum over the rows [] and, when wanted, dq, dk [B, D], dweight [B], dtemperature []; all in one call."""
     dtype = result_dtype(q.dtype)
-    value = torch.empty((), dtype=dtype)
+    value = number(dtype)
     q, k, queue = q.contiguous(), k.contiguous(), queue.contiguous()
     weight = None if weight is None else weight.to(dtype).contiguous()
     grads = NO_GRADIENTS[:4]
     if with_grad:
         grads = beside(dtype, q, k, weight, value if with_dtemperature else None)
+    B, D = q.shape
     module().info_nce(
-        q.data_ptr(), k.data_ptr(), DTYPES[q.dtype], queue.data_ptr(), DTYPES[queue.dtype], len(q), len(queue),
-        q.shape[1], inv_temperature, normalize, address(weight), average, value.data_ptr(), *map(address, grads),
+        q.data_ptr(), k.data_ptr(), DTYPES[q.dtype], queue.data_ptr(), DTYPES[queue.dtype], B, queue.shape[0],
+        D, inv_temperature, normalize, address(weight), average, value.data_ptr(), *map(address, grads),
         torch.get_num_threads(),
     )  # fmt: skip
     return value, *grads
