@@ -53,10 +53,10 @@ void self_contrast(Address first,   // [M, D] the views one after the other; or 
                    int64_t ignored,  // rows of this label take no part
                    Address weight,   // [M / num_views], in the dtype of the outputs, or 0
                    double inv_temperature, bool normalize, bool decoupled, bool average,
-                   Address value,    // []
-                   Address dfirst,   // of the shape of first, or 0
-                   Address dsecond,  // of the shape of second
-                   Address dweight,  // [M / num_views] or 0
+                   Address value,         // []
+                   Address dfirst,        // of the shape of first, or 0
+                   Address dsecond,       // of the shape of second
+                   Address dweight,       // [M / num_views] or 0
                    Address dtemperature,  // [] or 0
                    int threads);
 // InfoNCE's loss against a queue and, unless dq is 0, the gradients of each row's own loss.

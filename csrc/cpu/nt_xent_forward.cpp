@@ -115,8 +115,7 @@ template <typename T>
 void forward(Address x, DType dtype, const int64_t* positive, const int64_t* classes, int64_t N, int64_t D,
              Range wanted, double inv_temperature, bool normalize, bool decoupled, Address loss, Address log_l,
              int threads) {
-  const Contrast<T> c(Parts::whole(x), dtype, positive, classes, N, D, wanted, inv_temperature,
-                      normalize, threads);
+  const Contrast<T> c(Parts::whole(x), dtype, positive, classes, N, D, wanted, inv_temperature, normalize, threads);
   contrast_losses(c, decoupled, reinterpret_cast<T*>(loss), reinterpret_cast<T*>(log_l), threads);
 }
 

@@ -109,9 +109,9 @@ void siglip_loss_forward(Address image, Address text, int dtype, Address coef, i
   run(image, text, type, coef, M, D, {begin, end}, scale, bias, normalize, loss, dimage, dtext, dscale, dbias, threads);
 }
 
-void siglip_loss(Address image, Address text, int dtype, int64_t M, int64_t D, double scale, double bias, bool normalize,
-                 Address weight, bool average, Address value, Address dimage, Address dtext, Address dweight,
-                 Address dscale, Address dbias, int threads) {
+void siglip_loss(Address image, Address text, int dtype, int64_t M, int64_t D, double scale, double bias,
+                 bool normalize, Address weight, bool average, Address value, Address dimage, Address dtext,
+                 Address dweight, Address dscale, Address dbias, int threads) {
   const auto type = static_cast<DType>(dtype);
   const auto run = [&](auto zero) {
     using T = decltype(zero);

@@ -135,13 +135,7 @@ class BarlowTwinsLoss(LossModule):
         grad_reduce: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__(
-            lambd=lambd,
-            eps=eps,
-            group=group,
-            grad_reduce=grad_reduce,
-            impl=impl,
-        )
+        super().__init__(lambd=lambd, eps=eps, group=group, grad_reduce=grad_reduce, impl=impl)
 
     def forward(
         self,

@@ -157,13 +157,7 @@ class BYOLLoss(LossModule):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__(
-            normalize=normalize,
-            group=group,
-            grad_reduce=grad_reduce,
-            reduction=reduction,
-            impl=impl,
-        )
+        super().__init__(normalize=normalize, group=group, grad_reduce=grad_reduce, reduction=reduction, impl=impl)
 
     def forward(
         self,
@@ -181,12 +175,7 @@ class SimSiamLoss(LossModule):
     def __init__(
         self, *, group: Group = None, grad_reduce: str = "mean", reduction: str = "mean", impl: str = "auto"
     ) -> None:
-        super().__init__(
-            group=group,
-            grad_reduce=grad_reduce,
-            reduction=reduction,
-            impl=impl,
-        )
+        super().__init__(group=group, grad_reduce=grad_reduce, reduction=reduction, impl=impl)
 
     def forward(
         self,

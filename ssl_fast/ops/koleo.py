@@ -170,13 +170,7 @@ class KoLeoLoss(LossModule):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__(
-            eps=eps,
-            group=group,
-            grad_reduce=grad_reduce,
-            reduction=reduction,
-            impl=impl,
-        )
+        super().__init__(eps=eps, group=group, grad_reduce=grad_reduce, reduction=reduction, impl=impl)
 
     def forward(
         self,

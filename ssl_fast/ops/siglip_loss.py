@@ -268,13 +268,7 @@ class SigLIPLoss(LossModule):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__(
-            normalize=normalize,
-            group=group,
-            grad_reduce=grad_reduce,
-            reduction=reduction,
-            impl=impl,
-        )
+        super().__init__(normalize=normalize, group=group, grad_reduce=grad_reduce, reduction=reduction, impl=impl)
 
     def forward(
         self,

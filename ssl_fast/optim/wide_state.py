@@ -24,7 +24,9 @@ def load_wide_state(optimizer: Optimizer, state_dict: dict[str, Any], names: tup
                 optimizer.state[p][name] = new_state(p).copy_(saved)
 
 
-def with_gradients(optimizer: Optimizer, group: dict[str, Any], names: tuple[str, ...]) -> tuple[list[Tensor], list[Tensor]]:
+def with_gradients(
+    optimizer: Optimizer, group: dict[str, Any], names: tuple[str, ...]
+) -> tuple[list[Tensor], list[Tensor]]:
     """The group's parameters that have a gradient, and these; what has no state yet gets the named tensors of zeros.
 
     Raises:
