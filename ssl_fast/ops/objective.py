@@ -188,8 +188,9 @@ def _is_one(
     upstream: Tensor,  # []
 ) -> bool:
     """Whether the gradients may go out as they are: times one, and nobody walks this graph again."""
-    if not upstream.is_cpu or contract.under_tracing() or contract.under_functorch():
-        return False  # reading the number would wait for it
+    # The number must be there to be read, without waiting for a device. `is_grads_batched` has a vmap of its own.
+    if not upstream.is_cpu or not contract.plainly() or torch._C._functorch.is_legacy_batchedtensor(upstream):
+        return False
     return not torch._C._autograd._get_current_graph_task_keep_graph() and upstream.item() == 1
 
 
