@@ -64,7 +64,7 @@ class _Op:
             options: its other arguments; one called `group` is a process group's name, "" for this process alone.
             compute: see above.
             equation: see above.
-            title: the subject of messages; None: the name.
+            title: the subject of messages; empty: the name.
         """
         self.name, self.compute, self.equation, self.title = name, compute, equation, title or name
         self.num_tensors, self.num_options = tensors.count(",") + 1, options.count(",") + 1
@@ -177,7 +177,7 @@ class Objective(_Op):
         """Those of the forward pass times the upstream gradient."""
         wanted = [gradient if need else None for gradient, need in zip(kept, needed, strict=False)]
         if self.per_row:
-            return [None if g is None else _by_row(g, t, upstream) for g, t in zip(wanted, tensors, strict=False)]
+            return [None if gradient is None else _by_row(gradient, upstream) for gradient in wanted]
         if _is_one(upstream):
             return wanted
         # Out of place, for the graph may be walked again; autograd casts to the dtypes of the inputs.
@@ -195,8 +195,7 @@ def _is_one(
 
 
 def _by_row(
-    gradient: Tensor,  # [N, D] or [N]
-    of: Tensor | None,  # [N, D] or []
+    gradient: Tensor,  # [N, D], or [N] of a number that all rows share
     upstream: Tensor,  # [N]
 ) -> Tensor:
     return gradient * upstream[:, None] if gradient.dim() == 2 else (gradient * upstream).sum()
