@@ -13,7 +13,6 @@ from torch import Tensor
 # DType in csrc/ops.h
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 NO_GRADIENTS: tuple[Tensor | None, ...] = (None,) * 5  # where none is wanted
-_NUMBERS = {dtype: torch.empty((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
 
 
 @cache
@@ -50,11 +49,6 @@ def result_dtype(dtype: torch.dtype) -> torch.dtype:
 def address(tensor: Tensor | None) -> int:
     """Where a tensor begins; 0 of none."""
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def number(dtype: torch.dtype) -> Tensor:
-    """Room for one number. Made like another one, for that takes half as long."""
-    return torch.empty_like(_NUMBERS[dtype])
 
 
 def beside(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, number, result_dtype, unavailable
+from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, result_dtype, unavailable
 
 __all__ = ["forward", "objective", "unavailable"]
 
@@ -44,7 +44,7 @@ def objective(
 ) -> tuple[Tensor | None, ...]:
     """Mean or sum over the rows [] and, when wanted, dq, dk [B, D], dweight [B], dtemperature []; all in one call."""
     dtype = result_dtype(q.dtype)
-    value = number(dtype)
+    value = q.new_empty((), dtype=dtype)
     q, k, queue = q.contiguous(), k.contiguous(), queue.contiguous()
     weight = None if weight is None else weight.to(dtype).contiguous()
     grads = NO_GRADIENTS[:4]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ssl_fast.ops.classes import Classes
-from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, number, result_dtype, unavailable
+from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, result_dtype, unavailable
 
 __all__ = ["backward", "forward", "objective", "unavailable"]
 
@@ -78,7 +78,7 @@ def objective(
 ) -> tuple[Tensor | None, ...]:
     """Mean or sum over the rows [] and, when wanted, dx, dsecond, dweight [N] and dtemperature []; all in one call."""
     dtype = result_dtype(x.dtype)
-    value = number(dtype)
+    value = x.new_empty((), dtype=dtype)
     x, second = x.contiguous(), None if second is None else second.contiguous()
     weight = None if weight is None else weight.to(dtype).contiguous()
     labels = None if labels is None else labels.contiguous()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, number, result_dtype, unavailable
+from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, result_dtype, unavailable
 
 __all__ = ["forward", "objective", "unavailable"]
 
@@ -52,7 +52,7 @@ def objective(
 ) -> tuple[Tensor | None, ...]:
     """Mean or sum over the images [] and, when wanted, dimage, dtext [M, D], dweight [M], dscale [], dbias []."""
     dtype = result_dtype(image.dtype)
-    value = number(dtype)
+    value = image.new_empty((), dtype=dtype)
     image, text = image.contiguous(), text.contiguous()
     weight = None if weight is None else weight.to(dtype).contiguous()
     grads = NO_GRADIENTS[:5]
