@@ -12,7 +12,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("set_isa", &ssl_fast::set_isa);
   m.def("nt_xent_forward", &ssl_fast::nt_xent_forward, unlocked());
   m.def("nt_xent_backward", &ssl_fast::nt_xent_backward, unlocked());
+  m.def("self_contrast", &ssl_fast::self_contrast, unlocked());
   m.def("info_nce_forward", &ssl_fast::info_nce_forward, unlocked());
+  m.def("info_nce", &ssl_fast::info_nce, unlocked());
   m.def("knn_topk", &ssl_fast::knn_topk, unlocked());
   m.def("prototypes_forward", &ssl_fast::prototypes_forward, unlocked());
   m.def("prototypes_log_sums", &ssl_fast::prototypes_log_sums, unlocked());
@@ -20,7 +22,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("margin_softmax", &ssl_fast::margin_softmax, unlocked());
   m.def("clip_loss_forward", &ssl_fast::clip_loss_forward, unlocked());
   m.def("clip_loss_backward", &ssl_fast::clip_loss_backward, unlocked());
+  m.def("clip_loss", &ssl_fast::clip_loss, unlocked());
   m.def("siglip_loss_forward", &ssl_fast::siglip_loss_forward, unlocked());
+  m.def("siglip_loss", &ssl_fast::siglip_loss, unlocked());
   m.def("ema_update", &ssl_fast::ema_update, unlocked());
   m.def("lars_step", &ssl_fast::lars_step, unlocked());
   m.def("lookahead_update", &ssl_fast::lookahead_update, unlocked());

@@ -45,6 +45,20 @@ void nt_xent_backward(Address x,  // [N, D]
                       Address dx,   // [R, D]
                       Address zdz,  // [R]
                       int threads);
+// The same losses of all rows (one number at least) in one call: mean or sum and, unless dfirst is 0, its gradients.
+void self_contrast(Address first,   // [M, D] the views one after the other; or [M / 2, D], the first of two views
+                   Address second,  // [M / 2, D] the second; or 0
+                   int dtype, int64_t M, int64_t D, int64_t num_views,
+                   Address labels,   // [M] int64, one class for each label; or 0: one for each sample
+                   int64_t ignored,  // rows of this label take no part
+                   Address weight,   // [M / num_views], in the dtype of the outputs, or 0
+                   double inv_temperature, bool normalize, bool decoupled, bool average,
+                   Address value,         // []
+                   Address dfirst,        // of the shape of first, or 0
+                   Address dsecond,       // of the shape of second
+                   Address dweight,       // [M / num_views] or 0
+                   Address dtemperature,  // [] or 0
+                   int threads);
 // InfoNCE's loss against a queue and, unless dq is 0, the gradients of each row's own loss.
 void info_nce_forward(Address q,  // [B, D]
                       Address k,  // [B, D]
@@ -56,6 +70,17 @@ void info_nce_forward(Address q,  // [B, D]
                       Address dk,    // [B, D]
                       Address dinv,  // [B] d loss_i / d inv_temperature
                       int threads);
+// The same of all rows (one number at least): mean or sum and, unless dq is 0, its gradients.
+void info_nce(Address q, Address k, int dtype, Address queue, int queue_dtype, int64_t B, int64_t K, int64_t D,
+              double inv_temperature, bool normalize,
+              Address weight,  // [B], in the dtype of the outputs, or 0
+              bool average,
+              Address value,         // []
+              Address dq,            // [B, D] or 0
+              Address dk,            // [B, D]
+              Address dweight,       // [B] or 0
+              Address dtemperature,  // [] or 0
+              int threads);
 // DINO, iBOT, SwAV: each sample's loss and, unless 0, the gradients of sum_n coef_n loss_n. bias, coef and outputs are
 // float64 where in_float64, else float32. Equations: csrc/cpu/prototypes.cpp.
 void prototypes_forward(Address student,  // [S, N, D]
@@ -139,6 +164,16 @@ void clip_loss_backward(Address image, Address text, int dtype,
                         Address dtext,   // [R, D]
                         Address dscale,  // [R]
                         int threads);
+// The same of all pairs (one number at least): mean or sum over pairs and sides and, unless dimage is 0, its gradients.
+void clip_loss(Address image, Address text, int dtype, int64_t M, int64_t D, double scale, bool normalize, int sides,
+               Address weight,  // [M], in the dtype of the outputs, or 0
+               bool average,
+               Address value,    // []
+               Address dimage,   // [M, D] or 0
+               Address dtext,    // [M, D]
+               Address dweight,  // [M] or 0
+               Address dscale,   // [] or 0
+               int threads);
 // SigLIP's loss of the wanted images and, unless coef is 0, the gradients of sum_i coef_i loss_i over all images.
 void siglip_loss_forward(Address image, Address text, int dtype,
                          Address coef,  // [M], in the dtype of the outputs, or 0
@@ -149,6 +184,18 @@ void siglip_loss_forward(Address image, Address text, int dtype,
                          Address dscale,  // [R] shares of d/dscale
                          Address dbias,   // [R] shares of d/dbias
                          int threads);
+// The same of all pairs (one number at least): mean or sum over the images and, unless dimage is 0, its gradients.
+void siglip_loss(Address image, Address text, int dtype, int64_t M, int64_t D, double scale, double bias,
+                 bool normalize,
+                 Address weight,  // [M], in the dtype of the outputs, or 0
+                 bool average,
+                 Address value,    // []
+                 Address dimage,   // [M, D] or 0
+                 Address dtext,    // [M, D]
+                 Address dweight,  // [M] or 0
+                 Address dscale,   // [] or 0
+                 Address dbias,    // [] or 0
+                 int threads);
 
 // --- Multi-tensor updates (csrc/cpu/multi_tensor.cpp, csrc/cuda/multi_tensor.cu) ---
 // All tensors of a list in one call. Tensor i is flat memory of sizes[i] elements, and the tensors i of all lists are

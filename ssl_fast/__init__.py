@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from ssl_fast.ops.ibot import IBOTLoss as IBOTLoss
     from ssl_fast.ops.ibot import ibot_loss as ibot_loss
     from ssl_fast.ops.info_nce import InfoNCELoss as InfoNCELoss
-    from ssl_fast.ops.info_nce import MoCoQueue as MoCoQueue
     from ssl_fast.ops.info_nce import info_nce as info_nce
     from ssl_fast.ops.knn_topk import knn_topk as knn_topk
     from ssl_fast.ops.koleo import KoLeoLoss as KoLeoLoss
     from ssl_fast.ops.koleo import koleo as koleo
     from ssl_fast.ops.margin_head import MarginHead as MarginHead
+    from ssl_fast.ops.moco_queue import MoCoQueue as MoCoQueue
     from ssl_fast.ops.nt_xent import NTXentLoss as NTXentLoss
     from ssl_fast.ops.nt_xent import nt_xent as nt_xent
     from ssl_fast.ops.siglip_loss import SigLIPLoss as SigLIPLoss
@@ -69,7 +69,7 @@ _HOME = {
     "NTXentLoss": "ssl_fast.ops.nt_xent",
     "info_nce": "ssl_fast.ops.info_nce",
     "InfoNCELoss": "ssl_fast.ops.info_nce",
-    "MoCoQueue": "ssl_fast.ops.info_nce",
+    "MoCoQueue": "ssl_fast.ops.moco_queue",
     "byol_loss": "ssl_fast.ops.byol",
     "BYOLLoss": "ssl_fast.ops.byol",
     "simsiam_loss": "ssl_fast.ops.byol",

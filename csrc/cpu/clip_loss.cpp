@@ -4,6 +4,7 @@
 // where ' is the other direction, and dv_j alike. q is summed rather than taken as 1 - p_ii: nothing cancels when the
 // towers are aligned.
 #include "cpu/towers.h"
+#include "cpu/weighted.h"
 #include "ops.h"
 
 namespace ssl_fast {
@@ -16,10 +17,10 @@ void exclude(Range rows, Range columns, T* tile) {
   for (int64_t a = 0; a < rows.size(); ++a) tile[a * kTile + a] = -std::numeric_limits<T>::infinity();
 }
 
+// loss, log_l: [sides, R]
 template <typename T>
-void forward(Address image, Address text, DType dtype, int64_t M, int64_t D, Range mine, double scale, bool normalize,
-             int sides, Address loss, Address log_l, int threads) {
-  const Towers<T> towers(image, text, dtype, M, D, mine, scale, normalize, threads);
+void losses(const Towers<T>& towers, int sides, T* loss, double* log_l) {
+  const Range mine = towers.mine;
   const PairTiles<T>& p = pair_tiles<T>();
   const int64_t size = towers.own.size();
   Buffer<T> offsets(2 * size, T(-1e30)), sums(2 * size, T(0));
@@ -38,8 +39,8 @@ void forward(Address image, Address text, DType dtype, int64_t M, int64_t D, Ran
     const double s = towers.log2_scale / kLog2E * towers.cosine(i);
     const double above = std::log(static_cast<double>(sums[at])) + offsets[at] / kLog2E - s;
     const double softplus = above > 0 ? above + std::log1p(std::exp(-above)) : std::log1p(std::exp(above));
-    reinterpret_cast<T*>(loss)[k] = static_cast<T>(softplus);
-    reinterpret_cast<double*>(log_l)[k] = softplus + s;
+    loss[k] = static_cast<T>(softplus);
+    log_l[k] = softplus + s;
   }
 }
 
@@ -59,13 +60,13 @@ struct Normalisers {
   Buffer<T> high, low, weights;  // [M]
 };
 
+// c, logs: [sides, M]; dimage, dtext: [R, D]; dscale: [R]
 template <typename T>
-void backward(Address image, Address text, DType dtype, Address coef, Address log_l, int64_t M, int64_t D, Range mine,
-              double scale, bool normalize, int sides, Address dimage, Address dtext, Address dscale, int threads) {
-  const Towers<T> towers(image, text, dtype, M, D, mine, scale, normalize, threads);
+void gradients(const Towers<T>& towers, const T* c, const double* logs, bool normalize, int sides, T* dimage, T* dtext,
+               T* dscale) {
   const PairTiles<T>& p = pair_tiles<T>();
-  const auto* c = reinterpret_cast<const T*>(coef);
-  const auto* logs = reinterpret_cast<const double*>(log_l);
+  const int64_t M = towers.M, D = towers.D;
+  const Range mine = towers.mine;
   const Normalisers<T> to_text(c, logs, M), to_image(c + (sides - 1) * M, logs + (sides - 1) * M, M);
   const int64_t size = towers.own.size(), first = towers.own.begin;
   Buffer<T> du(size * towers.ld, T(0)), dv(size * towers.ld, T(0)), q(2 * size, T(0));
@@ -77,20 +78,53 @@ void backward(Address image, Address text, DType dtype, Address coef, Address lo
                       of_columns ? q.get() + size + columns.begin - first : nullptr);
     towers.add_products(rows, columns, of_rows, of_columns, tile, du.get(), dv.get());
   });
-  parallel_for(threads, num_tiles(mine.size()), [&](int64_t task, int) {
+  parallel_for(towers.threads, num_tiles(mine.size()), [&](int64_t task, int) {
     for (int64_t k = task * kTile; k < std::min(mine.size(), (task + 1) * kTile); ++k) {
       const int64_t i = mine.begin + k;
       T *u_row = du.get() + (i - first) * towers.ld, *v_row = dv.get() + (i - first) * towers.ld;
       const T pull = c[i] * q[i - first] + (sides == 2 ? c[M + i] * q[size + i - first] : T(0));
       towers.t.axpy(-pull, towers.text(i), u_row, towers.width);
       towers.t.axpy(-pull, towers.image(i), v_row, towers.width);
-      reinterpret_cast<T*>(dscale)[k] = towers.t.dot(towers.image(i), u_row, towers.width);
-      towers.t.scale(static_cast<T>(scale), u_row, towers.width);
-      towers.t.scale(static_cast<T>(scale), v_row, towers.width);
-      towers.finish(towers.image(i), towers.u_norms[i], normalize, u_row, reinterpret_cast<T*>(dimage) + k * D);
-      towers.finish(towers.text(i), towers.v_norms[i], normalize, v_row, reinterpret_cast<T*>(dtext) + k * D);
+      dscale[k] = towers.t.dot(towers.image(i), u_row, towers.width);
+      towers.t.scale(static_cast<T>(towers.scale), u_row, towers.width);
+      towers.t.scale(static_cast<T>(towers.scale), v_row, towers.width);
+      towers.finish(towers.image(i), towers.u_norms[i], normalize, u_row, dimage + k * D);
+      towers.finish(towers.text(i), towers.v_norms[i], normalize, v_row, dtext + k * D);
     }
   });
+}
+
+template <typename T>
+void objective(const Towers<T>& towers, bool normalize, int sides, const T* weight, bool average, T* value, T* dimage,
+               T* dtext, T* dweight, T* dscale) {
+  const int64_t M = towers.M;
+  const Weighted<T> weighted(sides * M, M, weight, average);
+  Buffer<T> loss(sides * M), shares(M);
+  Buffer<double> log_l(sides * M);
+  losses(towers, sides, loss.get(), log_l.get());
+  const double found = weighted.value(loss.get());
+  *value = static_cast<T>(found);
+  if (dimage == nullptr) return;
+  gradients(towers, weighted.coef.get(), log_l.get(), normalize, sides, dimage, dtext, shares.get());
+  if (dweight != nullptr) weighted.gradient(loss.get(), average ? found : 0, dweight);
+  if (dscale != nullptr) *dscale = static_cast<T>(total(shares.get(), M));
+}
+
+template <typename T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// run(towers), in the numbers that the dtype is computed in.
+template <typename Run>
+void with_towers(Address image, Address text, int dtype, int64_t M, int64_t D, Range mine, double scale, bool normalize,
+                 int threads, const Run& run) {
+  const auto type = static_cast<DType>(dtype);
+  if (type == DType::float64) {
+    run(Towers<double>(image, text, type, M, D, mine, scale, normalize, threads), 0.0);
+  } else {
+    run(Towers<float>(image, text, type, M, D, mine, scale, normalize, threads), 0.0f);
+  }
 }
 
 }  // namespace
@@ -98,18 +132,30 @@ void backward(Address image, Address text, DType dtype, Address coef, Address lo
 void clip_loss_forward(Address image, Address text, int dtype, int64_t M, int64_t D, int64_t begin, int64_t end,
                        double scale, bool normalize, int sides, Address loss, Address log_l, int threads) {
   if (begin >= end) return;
-  const auto type = static_cast<DType>(dtype);
-  const auto run = type == DType::float64 ? forward<double> : forward<float>;
-  run(image, text, type, M, D, {begin, end}, scale, normalize, sides, loss, log_l, threads);
+  with_towers(image, text, dtype, M, D, {begin, end}, scale, normalize, threads, [&](const auto& towers, auto zero) {
+    losses(towers, sides, pointer<decltype(zero)>(loss), pointer<double>(log_l));
+  });
 }
 
 void clip_loss_backward(Address image, Address text, int dtype, Address coef, Address log_l, int64_t M, int64_t D,
                         int64_t begin, int64_t end, double scale, bool normalize, int sides, Address dimage,
                         Address dtext, Address dscale, int threads) {
   if (begin >= end) return;
-  const auto type = static_cast<DType>(dtype);
-  const auto run = type == DType::float64 ? backward<double> : backward<float>;
-  run(image, text, type, coef, log_l, M, D, {begin, end}, scale, normalize, sides, dimage, dtext, dscale, threads);
+  with_towers(image, text, dtype, M, D, {begin, end}, scale, normalize, threads, [&](const auto& towers, auto zero) {
+    using T = decltype(zero);
+    gradients<T>(towers, pointer<T>(coef), pointer<double>(log_l), normalize, sides, pointer<T>(dimage),
+                 pointer<T>(dtext), pointer<T>(dscale));
+  });
+}
+
+void clip_loss(Address image, Address text, int dtype, int64_t M, int64_t D, double scale, bool normalize, int sides,
+               Address weight, bool average, Address value, Address dimage, Address dtext, Address dweight,
+               Address dscale, int threads) {
+  with_towers(image, text, dtype, M, D, {0, M}, scale, normalize, threads, [&](const auto& towers, auto zero) {
+    using T = decltype(zero);
+    objective<T>(towers, normalize, sides, pointer<T>(weight), average, pointer<T>(value), pointer<T>(dimage),
+                 pointer<T>(dtext), pointer<T>(dweight), pointer<T>(dscale));
+  });
 }
 
 }  // namespace ssl_fast

@@ -24,6 +24,16 @@ struct Range {
   bool contains(int64_t i) const { return i >= begin && i < end; }
 };
 
+// A matrix whose rows lie in one or two places: row i < split at `first`, the others at `second`.
+struct Parts {
+  Address first, second;
+  int64_t split;
+  static Parts whole(Address x) { return {x, 0, std::numeric_limits<int64_t>::max()}; }
+  void* row(int64_t i, int64_t bytes) const {
+    return reinterpret_cast<void*>(i < split ? first + i * bytes : second + (i - split) * bytes);
+  }
+};
+
 inline int64_t num_tiles(int64_t rows) { return (rows + kTile - 1) / kTile; }
 
 // Row length in memory: whole vectors for every width, and an odd number of cache lines, so that a column of a tile
@@ -37,7 +47,7 @@ int64_t row_stride(const Tiles<T>& t, int64_t D) {
 // z of all rows, row-major; and, of the rows wanted, the transposed panels.
 template <typename T>
 struct Contrast {
-  Contrast(const void* x, DType dtype, const int64_t* positive, const int64_t* classes, int64_t N, int64_t D,
+  Contrast(const Parts& x, DType dtype, const int64_t* positive, const int64_t* classes, int64_t N, int64_t D,
            Range wanted, double inv_temperature, bool normalize, int threads)
       : t(tiles<T>()),
         N(N),
@@ -122,12 +132,16 @@ struct Contrast {
     }
   }
 
-  void load(const void* x, DType dtype, bool normalize, int threads) {
+  void load(const Parts& x, DType dtype, bool normalize, int threads) {
     const int64_t bytes = dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
     parallel_for(threads, num_tiles(N), [&](int64_t tile, int) {
       const Range rows = tile_of_all(tile);
-      const char* from = static_cast<const char*>(x) + rows.begin * D * bytes;
-      t.load_rows(from, dtype, rows.size(), D, normalize, z.get() + rows.begin * ld, ld, norms.get() + rows.begin);
+      const int64_t middle = std::clamp(x.split, rows.begin, rows.end);
+      for (const Range part : {Range{rows.begin, middle}, Range{middle, rows.end}}) {
+        if (part.size() == 0) continue;
+        t.load_rows(x.row(part.begin, D * bytes), dtype, part.size(), D, normalize, z.get() + part.begin * ld, ld,
+                    norms.get() + part.begin);
+      }
     });
     std::fill(z.get() + N * ld, z.get() + round_up(N, t.row_block) * ld, T(0));
     parallel_for(threads, num_tiles(wanted.size()), [&](int64_t tile, int) {

@@ -9,6 +9,7 @@
 #include "cpu/contrast.h"
 #include "cpu/parallel.h"
 #include "cpu/tiles.h"
+#include "cpu/weighted.h"
 #include "ops.h"
 
 namespace ssl_fast {
@@ -153,6 +154,28 @@ void forward(Address q, Address k, DType dtype, Address queue, DType queue_dtype
   });
 }
 
+// The rows' gradients times their coefficients, and the sums.
+template <typename T>
+void objective(Address q, Address k, DType dtype, Address queue, DType queue_dtype, int64_t B, int64_t K, int64_t D,
+               double inv_temperature, bool normalize, const T* weight, bool average, T* value, T* dq, T* dk,
+               T* dweight, T* dtemperature, int threads) {
+  const Weighted<T> weighted(B, B, weight, average);
+  Buffer<T> loss(B), dinv(B);
+  const auto at = [](T* address) { return reinterpret_cast<Address>(address); };
+  forward<T>(q, k, dtype, queue, queue_dtype, B, K, D, inv_temperature, normalize, at(loss.get()), at(dq), at(dk),
+             at(dinv.get()), threads);
+  const double found = weighted.value(loss.get());
+  *value = static_cast<T>(found);
+  if (dq == nullptr) return;
+  for (int64_t i = 0; i < B * D; ++i) {
+    dq[i] *= weighted.coef[i / D];
+    dk[i] *= weighted.coef[i / D];
+  }
+  if (dweight != nullptr) weighted.gradient(loss.get(), average ? found : 0, dweight);
+  const double dinverse = weighted.dot(weighted.coef.get(), dinv.get());
+  if (dtemperature != nullptr) *dtemperature = static_cast<T>(-dinverse * inv_temperature * inv_temperature);
+}
+
 }  // namespace
 
 void info_nce_forward(Address q, Address k, int dtype, Address queue, int queue_dtype, int64_t B, int64_t K, int64_t D,
@@ -163,6 +186,19 @@ void info_nce_forward(Address q, Address k, int dtype, Address queue, int queue_
   const auto run = type == DType::float64 ? forward<double> : forward<float>;
   run(q, k, type, queue, static_cast<DType>(queue_dtype), B, K, D, inv_temperature, normalize, loss, dq, dk, dinv,
       threads);
+}
+
+void info_nce(Address q, Address k, int dtype, Address queue, int queue_dtype, int64_t B, int64_t K, int64_t D,
+              double inv_temperature, bool normalize, Address weight, bool average, Address value, Address dq,
+              Address dk, Address dweight, Address dtemperature, int threads) {
+  const auto type = static_cast<DType>(dtype);
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    const auto at = [](Address address) { return reinterpret_cast<T*>(address); };
+    objective<T>(q, k, type, queue, static_cast<DType>(queue_dtype), B, K, D, inv_temperature, normalize, at(weight),
+                 average, at(value), at(dq), at(dk), at(dweight), at(dtemperature), threads);
+  };
+  type == DType::float64 ? run(0.0) : run(0.0f);
 }
 
 }  // namespace ssl_fast

@@ -7,6 +7,7 @@
 // sum over j runs over all other rows, and every positive pulls with share_i = coef_i / |P(i)|. That is taken from the
 // weight of the pair before any sum: when a class draws together, p_ij and 1 / |P(i)| nearly cancel.
 #include "cpu/contrast.h"
+#include "cpu/nt_xent.h"
 #include "ops.h"
 
 namespace ssl_fast {
@@ -169,20 +170,35 @@ void finish(Backward<T>& b, const Pullers& pullers, int64_t r, bool normalize, T
   std::copy(dz, dz + c.D, dx);
 }
 
+}  // namespace
+
+template <typename T>
+void contrast_gradients(const Contrast<T>& c, const T* coef, const T* log_l, bool decoupled, bool normalize,
+                        const Parts& dx, T* zdz, int threads) {
+  Backward<T> b(c, coef, log_l, decoupled, threads);
+  const Pullers pullers(c.positive, c.N);
+  b.sum_pairs();
+  parallel_for(threads, num_tiles(c.wanted.size()), [&](int64_t tile, int) {
+    for (int64_t r = tile * kTile; r < std::min(c.wanted.size(), (tile + 1) * kTile); ++r) {
+      finish(b, pullers, r, normalize, static_cast<T*>(dx.row(r, c.D * sizeof(T))), zdz + r);
+    }
+  });
+}
+
+template void contrast_gradients(const Contrast<float>&, const float*, const float*, bool, bool, const Parts&, float*,
+                                 int);
+template void contrast_gradients(const Contrast<double>&, const double*, const double*, bool, bool, const Parts&,
+                                 double*, int);
+
+namespace {
+
 template <typename T>
 void backward(Address x, DType dtype, const int64_t* positive, const int64_t* classes, Address coef, Address log_l,
               int64_t N, int64_t D, Range wanted, double inv_temperature, bool normalize, bool decoupled, Address dx,
               Address zdz, int threads) {
-  const Contrast<T> c(reinterpret_cast<const void*>(x), dtype, positive, classes, N, D, wanted, inv_temperature,
-                      normalize, threads);
-  Backward<T> b(c, reinterpret_cast<const T*>(coef), reinterpret_cast<const T*>(log_l), decoupled, threads);
-  const Pullers pullers(positive, N);
-  b.sum_pairs();
-  parallel_for(threads, num_tiles(wanted.size()), [&](int64_t tile, int) {
-    for (int64_t r = tile * kTile; r < std::min(wanted.size(), (tile + 1) * kTile); ++r) {
-      finish(b, pullers, r, normalize, reinterpret_cast<T*>(dx) + r * D, reinterpret_cast<T*>(zdz) + r);
-    }
-  });
+  const Contrast<T> c(Parts::whole(x), dtype, positive, classes, N, D, wanted, inv_temperature, normalize, threads);
+  contrast_gradients(c, reinterpret_cast<const T*>(coef), reinterpret_cast<const T*>(log_l), decoupled, normalize,
+                     Parts::whole(dx), reinterpret_cast<T*>(zdz), threads);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 // loss_i = log l_i - mean of s over the positives.
 #include "cpu/class_sums.h"
 #include "cpu/contrast.h"
+#include "cpu/nt_xent.h"
 #include "ops.h"
 
 namespace ssl_fast {
@@ -77,8 +78,10 @@ RowLoss decoupled_loss(double log_negatives, double s) {
   return alone ? kNoLoss : RowLoss{log_negatives - s, log_negatives};
 }
 
+}  // namespace
+
 template <typename T>
-void losses(const Contrast<T>& c, bool decoupled, T* loss, T* log_l, int threads) {
+void contrast_losses(const Contrast<T>& c, bool decoupled, T* loss, T* log_l, int threads) {
   const int64_t R = c.wanted.size();
   Buffer<T> sums(round_up(R, kTile)), offsets(round_up(R, kTile), -c.fixed_bias());
   if (c.all_rows() && c.fixed_offset()) {
@@ -103,13 +106,17 @@ void losses(const Contrast<T>& c, bool decoupled, T* loss, T* log_l, int threads
   });
 }
 
+template void contrast_losses(const Contrast<float>&, bool, float*, float*, int);
+template void contrast_losses(const Contrast<double>&, bool, double*, double*, int);
+
+namespace {
+
 template <typename T>
 void forward(Address x, DType dtype, const int64_t* positive, const int64_t* classes, int64_t N, int64_t D,
              Range wanted, double inv_temperature, bool normalize, bool decoupled, Address loss, Address log_l,
              int threads) {
-  const Contrast<T> c(reinterpret_cast<const void*>(x), dtype, positive, classes, N, D, wanted, inv_temperature,
-                      normalize, threads);
-  losses(c, decoupled, reinterpret_cast<T*>(loss), reinterpret_cast<T*>(log_l), threads);
+  const Contrast<T> c(Parts::whole(x), dtype, positive, classes, N, D, wanted, inv_temperature, normalize, threads);
+  contrast_losses(c, decoupled, reinterpret_cast<T*>(loss), reinterpret_cast<T*>(log_l), threads);
 }
 
 }  // namespace

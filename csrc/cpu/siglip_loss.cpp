@@ -2,6 +2,7 @@
 //   loss_i = softplus(-x_ii) + sum_{j != i} softplus(x_ij), g_ij = coef_i sigmoid(x_ij), g_ii = -coef_i sigmoid(-x_ii):
 //   du_i = scale sum_j g_ij v_j, dv_j = scale sum_i g_ij u_i, dscale_i = sum_j g_ij <u_i, v_j>, dbias_i = sum_j g_ij
 #include "cpu/towers.h"
+#include "cpu/weighted.h"
 #include "ops.h"
 
 namespace ssl_fast {
@@ -81,6 +82,22 @@ void forward(Address image, Address text, DType dtype, Address coef, int64_t M, 
   });
 }
 
+template <typename T>
+void objective(Address image, Address text, DType dtype, int64_t M, int64_t D, double scale, double bias,
+               bool normalize, const T* weight, bool average, T* value, T* dimage, T* dtext, T* dweight, T* dscale,
+               T* dbias, int threads) {
+  const Weighted<T> weighted(M, M, weight, average);
+  Buffer<T> loss(M), scale_shares(M), bias_shares(M);
+  const auto at = [](const T* address) { return reinterpret_cast<Address>(address); };
+  forward<T>(image, text, dtype, dimage == nullptr ? 0 : at(weighted.coef.get()), M, D, {0, M}, scale, bias, normalize,
+             at(loss.get()), at(dimage), at(dtext), at(scale_shares.get()), at(bias_shares.get()), threads);
+  const double found = weighted.value(loss.get());
+  *value = static_cast<T>(found);
+  if (dweight != nullptr) weighted.gradient(loss.get(), average ? found : 0, dweight);
+  if (dscale != nullptr) *dscale = static_cast<T>(total(scale_shares.get(), M));
+  if (dbias != nullptr) *dbias = static_cast<T>(total(bias_shares.get(), M));
+}
+
 }  // namespace
 
 void siglip_loss_forward(Address image, Address text, int dtype, Address coef, int64_t M, int64_t D, int64_t begin,
@@ -90,6 +107,19 @@ void siglip_loss_forward(Address image, Address text, int dtype, Address coef, i
   const auto type = static_cast<DType>(dtype);
   const auto run = type == DType::float64 ? forward<double> : forward<float>;
   run(image, text, type, coef, M, D, {begin, end}, scale, bias, normalize, loss, dimage, dtext, dscale, dbias, threads);
+}
+
+void siglip_loss(Address image, Address text, int dtype, int64_t M, int64_t D, double scale, double bias,
+                 bool normalize, Address weight, bool average, Address value, Address dimage, Address dtext,
+                 Address dweight, Address dscale, Address dbias, int threads) {
+  const auto type = static_cast<DType>(dtype);
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    const auto at = [](Address address) { return reinterpret_cast<T*>(address); };
+    objective<T>(image, text, type, M, D, scale, bias, normalize, at(weight), average, at(value), at(dimage), at(dtext),
+                 at(dweight), at(dscale), at(dbias), threads);
+  };
+  type == DType::float64 ? run(0.0) : run(0.0f);
 }
 
 }  // namespace ssl_fast

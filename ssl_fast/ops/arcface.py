@@ -16,8 +16,10 @@ Eq. 4; Deng et al. 2020, "Sub-center ArcFace", ECCV, Eq. 3.
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ssl_fast.distributed import Group
 from ssl_fast.ops.margin_loss import is_exact, margin_loss
 from ssl_fast.ops.margin_softmax import margin_softmax_reference
 from ssl_fast.ops.margins import Margin
@@ -46,7 +48,15 @@ def arcface(
     margin: float = 0.5,
     margin_grad: str = "exact",
     monotone: bool = False,
-    **options: Any,
+    scale: float | Tensor = 64.0,
+    ignore_index: int = -1,
+    normalize: bool = True,
+    sample_rate: float = 1.0,
+    generator: torch.Generator | None = None,
+    group: Group = None,
+    grad_reduce: str = "mean",
+    reduction: str = "mean",
+    impl: str = "auto",
 ) -> Tensor:
     """Additive angular margin over many classes, in memory O(N D + C D).
 
@@ -62,10 +72,10 @@ def arcface(
         margin_grad: "exact", or "straight_through": the target's logit has the value of the margin and the derivative
             of the cosine, as implementations train that write it under no_grad.
         monotone: where theta + margin > pi, the cosine would rise again: use cos(theta) - margin sin(margin) there.
-        scale: s, default 64: a positive number, or a tensor of shape [] that may need a gradient.
-        ignore_index: samples with this label, default -1, have no loss and no gradient.
-        normalize: default True: scale x and weight to unit length (norms clamped at 1e-12). False: taken as unit rows.
-        sample_rate: default 1: part of the classes that are compared: those of the batch, and random others.
+        scale: s: a positive number, or a tensor of shape [] that may need a gradient.
+        ignore_index: samples with this label have no loss and no gradient.
+        normalize: scale x and weight to unit length (norms clamped at 1e-12). False: taken as unit rows.
+        sample_rate: part of the classes that are compared: those of the batch, and random others.
         generator: draws those, on the device of x; None: torch's own.
         group: process group whose ranks each hold some of the classes and some of the samples, in any numbers. The
             value is that over all samples and classes, on every rank. None: this process alone.
@@ -91,8 +101,21 @@ def arcface(
 
     Reference: Deng et al. 2019, arXiv:1801.07698, Eq. 3.
     """
-    rule = Margin(m2=margin, monotone=monotone, exact=is_exact(margin_grad))
-    return margin_loss(x, weight, labels, rule, **options)
+    return margin_loss(
+        x,
+        weight,
+        labels,
+        Margin(m2=margin, monotone=monotone, exact=is_exact(margin_grad)),
+        scale=scale,
+        ignore_index=ignore_index,
+        normalize=normalize,
+        sample_rate=sample_rate,
+        generator=generator,
+        group=group,
+        grad_reduce=grad_reduce,
+        reduction=reduction,
+        impl=impl,
+    )
 
 
 def cosface(

@@ -14,12 +14,13 @@ Eq. 1-2; eps as in the authors' code.
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_fast.distributed import Group, gradient_factor, group_by_name
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.loss_module import LossModule
+from ssl_fast.ops.objective import Objective
 
 
 def barlow_twins_reference(
@@ -56,62 +57,18 @@ def _barlow_twins(
     return value, dz1, dz2
 
 
-class _BarlowTwins(torch.autograd.Function):
-    """The loss; its gradients are made in the forward pass, the backward pass only multiplies them.
-
-    `forward` takes ctx: for the form with `setup_context`, torch binds the arguments by name, 20 us a call.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _barlow_twins(*inputs)
-        _BarlowTwins.save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        """Keeps what `backward` needs; also the set-up of the registered op."""
-        ctx.save_for_backward(*inputs[:2], *output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.options, ctx.group = inputs[2:4], inputs[4]
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        z1, z2, *gradients = ctx.saved_tensors
-        if upstream[0] is None:
-            return (None,) * 8
-        if torch.is_grad_enabled():
-            return *_again(z1, z2, ctx.options, ctx.group, upstream[0]), *(None,) * 6
-        # Out of place, for the graph may be walked again; autograd casts to the dtypes of the inputs.
-        wanted = zip(gradients, ctx.needs_input_grad, strict=False)
-        return *(gradient * upstream[0] if need else None for gradient, need in wanted), *(None,) * 6
-
-
-def _again(z1: Tensor, z2: Tensor, options: tuple[float, float], group: str, upstream: Tensor) -> list[Tensor | None]:
-    """The gradients once more through the reference, so that they have gradients."""
-    if group:
-        raise RuntimeError("barlow_twins with group= cannot be differentiated twice (create_graph=True)")
-    return contract.differentiable_gradients(lambda a, b: _plain(a, b, *options), (z1, z2), upstream)
-
-
-def _plain(z1: Tensor, z2: Tensor, lambd: float, eps: float) -> Tensor:
+def _equation(z1: Tensor, z2: Tensor, lambd: float, eps: float, *rest: Any) -> Tensor:
     """The reference with fp32 accumulation."""
     return barlow_twins_reference(contract.widened(z1), contract.widened(z2), lambd=lambd, eps=eps)
 
 
-def _fake(z1: Tensor, z2: Tensor, *options: Any) -> tuple[Tensor, ...]:
-    dtype = torch.promote_types(z1.dtype, torch.float32)
-    shape = z1.shape if options[-1] else (0,)
-    rows = (z1.new_empty(shape, dtype=dtype if options[-1] else z1.dtype) for _ in range(2))
-    return z1.new_empty((), dtype=dtype), *rows
-
-
-contract.register(
-    "barlow_twins(Tensor z1, Tensor z2, float lambd, float eps, str group, int factor, str impl, bool with_grad)"
-    " -> (Tensor, Tensor, Tensor)",
+_OBJECTIVE = Objective(
+    "barlow_twins",
+    "Tensor z1, Tensor z2",
+    "float lambd, float eps, str group, int factor, str impl",
     _barlow_twins,
-    _fake,
-    _BarlowTwins,
+    _equation,
+    num_gradients=2,
 )
 
 
@@ -161,17 +118,12 @@ def barlow_twins(
         raise ValueError(f"eps must be positive, got {eps}")
     check_impl("barlow_twins", impl)
     factor = gradient_factor(group, grad_reduce)
-    if contract.under_functorch():
-        if group is not None:
-            raise RuntimeError("barlow_twins with group= does not work inside torch.func transforms")
-        return _plain(z1, z2, lambd, eps)
     z2 = z2 if z2.dtype == z1.dtype else z2.to(z1.dtype)
-    recorded = contract.wants_gradient(z1, z2)
-    inputs = (z1, z2, lambd, eps, "" if group is None else group.group_name, factor, impl, recorded)
-    return contract.call(_BarlowTwins, _barlow_twins, "barlow_twins", recorded, inputs)
+    name = "" if group is None else group.group_name
+    return _OBJECTIVE((z1, z2), (lambd, eps, name, factor, impl))
 
 
-class BarlowTwinsLoss(nn.Module):
+class BarlowTwinsLoss(LossModule):
     """`barlow_twins` as a module; the arguments are those of the function."""
 
     def __init__(
@@ -183,9 +135,7 @@ class BarlowTwinsLoss(nn.Module):
         grad_reduce: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.lambd, self.eps = lambd, eps
-        self.group, self.grad_reduce, self.impl = group, grad_reduce, impl
+        super().__init__(lambd=lambd, eps=eps, group=group, grad_reduce=grad_reduce, impl=impl)
 
     def forward(
         self,
@@ -193,16 +143,4 @@ class BarlowTwinsLoss(nn.Module):
         z2: Tensor,  # [N, D]
     ) -> Tensor:
         """`barlow_twins(z1, z2)` with the module's settings."""
-        return barlow_twins(
-            z1,
-            z2,
-            lambd=self.lambd,
-            eps=self.eps,
-            group=self.group,
-            grad_reduce=self.grad_reduce,
-            impl=self.impl,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in ("lambd", "eps", "impl"))
+        return barlow_twins(z1, z2, **self.settings)

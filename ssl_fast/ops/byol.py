@@ -10,15 +10,14 @@ Reference: Grill et al. 2020, "Bootstrap your own latent", arXiv:2006.07733, Eq.
 Siamese Representation Learning", arXiv:2011.10566, Eq. 1 and 3.
 """
 
-from typing import Any
-
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_fast.distributed import Group, global_mean, global_sum, gradient_factor
+from ssl_fast.distributed import Group, gradient_factor
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.loss_module import LossModule
+from ssl_fast.ops.objective import Objective
 
 
 def byol_reference(
@@ -33,20 +32,7 @@ def byol_reference(
     z = z.detach().to(p.dtype)
     if normalize:
         p, z = F.normalize(p, dim=1, eps=1e-12), F.normalize(z, dim=1, eps=1e-12)
-    return _reduced((p - z).square().sum(1), weight, None, "mean", reduction)
-
-
-def _reduced(
-    loss: Tensor,  # [N]
-    weight: Tensor | None,  # [N]
-    group: Group,
-    grad_reduce: str,
-    reduction: str,
-) -> Tensor:
-    if reduction == "mean":
-        return global_mean(loss, weight, group, grad_reduce)
-    weighted = loss if weight is None else loss * weight
-    return weighted if reduction == "none" else global_sum(weighted, group, grad_reduce)
+    return contract.reduced((p - z).square().sum(1), weight, None, "mean", reduction)
 
 
 def _byol(
@@ -60,48 +46,13 @@ def _byol(
     return choose("byol", impl, p, z).forward(p.detach(), z, normalize, with_grad)  # type: ignore[no-any-return]
 
 
-class _BYOL(torch.autograd.Function):
-    """The distance of each row; its gradient is made in the forward pass, the backward pass only multiplies it.
-
-    `forward` takes ctx: for the form with `setup_context`, torch binds the arguments by name, 20 us a call.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _byol(*inputs)
-        _BYOL.save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        """Keeps what `backward` needs; also the set-up of the registered op."""
-        ctx.save_for_backward(*inputs[:2], output[1])
-        ctx.set_materialize_grads(False)
-        ctx.normalize = inputs[2]
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        p, z, dp = ctx.saved_tensors
-        if upstream[0] is None:
-            return (None,) * 5
-        if torch.is_grad_enabled():
-
-            def reference(p: Tensor) -> Tensor:
-                wide_p, wide_z = contract.widened(p), contract.widened(z)
-                return byol_reference(wide_p, wide_z, normalize=ctx.normalize, reduction="none")
-
-            return *contract.differentiable_gradients(reference, (p,), upstream[0]), *(None,) * 4
-        # Out of place, for the graph may be walked again; autograd casts to the dtype of p.
-        return dp * upstream[0][:, None], *(None,) * 4
+def _equation(p: Tensor, z: Tensor, normalize: bool, impl: str) -> Tensor:
+    """The reference in at least fp32, [N]."""
+    return byol_reference(contract.widened(p), contract.widened(z), normalize=normalize, reduction="none")
 
 
-def _fake(p: Tensor, z: Tensor, normalize: bool, impl: str, with_grad: bool) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(p.dtype, torch.float32)
-    return p.new_empty(len(p), dtype=dtype), p.new_empty(p.shape, dtype=dtype) if with_grad else p.new_empty(0)
-
-
-contract.register(
-    "byol(Tensor p, Tensor z, bool normalize, str impl, bool with_grad) -> (Tensor, Tensor)", _byol, _fake, _BYOL
+_DISTANCES = Objective(
+    "byol", "Tensor p, Tensor z", "bool normalize, str impl", _byol, _equation, num_gradients=1, per_row=True
 )
 
 
@@ -109,14 +60,10 @@ def _rows(p: Tensor, z: Tensor, normalize: bool, weight: Tensor | None, reductio
     """The distance of each sample [N], arguments checked."""
     contract.check_rows("p", p)
     contract.check_rows("z", z, p, "p")
-    contract.check_weight(weight, len(p))
+    contract.check_weight(weight, p)
     contract.check_reduction(reduction)
     check_impl("byol", impl)
-    z = z.detach()
-    if contract.under_functorch():
-        return byol_reference(contract.widened(p), contract.widened(z), normalize=normalize, reduction="none")
-    recorded = contract.wants_gradient(p)
-    return contract.call(_BYOL, _byol, "byol", recorded, (p, z, normalize, impl, recorded))
+    return _DISTANCES((p, z.detach()), (normalize, impl))
 
 
 def byol_loss(
@@ -163,7 +110,7 @@ def byol_loss(
     Reference: Grill et al. 2020, arXiv:2006.07733, Eq. 2.
     """
     gradient_factor(group, grad_reduce)
-    return _reduced(_rows(p, z, normalize, weight, reduction, impl), weight, group, grad_reduce, reduction)
+    return contract.reduced(_rows(p, z, normalize, weight, reduction, impl), weight, group, grad_reduce, reduction)
 
 
 def simsiam_loss(
@@ -195,10 +142,10 @@ def simsiam_loss(
     """
     gradient_factor(group, grad_reduce)
     rows = _rows(p, z, True, weight, reduction, impl) / 2 - 1
-    return _reduced(rows, weight, group, grad_reduce, reduction)
+    return contract.reduced(rows, weight, group, grad_reduce, reduction)
 
 
-class BYOLLoss(nn.Module):
+class BYOLLoss(LossModule):
     """`byol_loss` as a module; the arguments are those of the function."""
 
     def __init__(
@@ -210,14 +157,7 @@ class BYOLLoss(nn.Module):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.normalize = normalize
-        self.options: dict[str, Any] = {
-            "group": group,
-            "grad_reduce": grad_reduce,
-            "reduction": reduction,
-            "impl": impl,
-        }
+        super().__init__(normalize=normalize, group=group, grad_reduce=grad_reduce, reduction=reduction, impl=impl)
 
     def forward(
         self,
@@ -226,26 +166,16 @@ class BYOLLoss(nn.Module):
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
         """`byol_loss(p, z, weight=weight)` with the module's settings."""
-        return byol_loss(p, z, normalize=self.normalize, weight=weight, **self.options)
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        return f"normalize={self.normalize}, reduction={self.options['reduction']!r}, impl={self.options['impl']!r}"
+        return byol_loss(p, z, weight=weight, **self.settings)
 
 
-class SimSiamLoss(nn.Module):
+class SimSiamLoss(LossModule):
     """`simsiam_loss` as a module; the arguments are those of the function."""
 
     def __init__(
         self, *, group: Group = None, grad_reduce: str = "mean", reduction: str = "mean", impl: str = "auto"
     ) -> None:
-        super().__init__()
-        self.options: dict[str, Any] = {
-            "group": group,
-            "grad_reduce": grad_reduce,
-            "reduction": reduction,
-            "impl": impl,
-        }
+        super().__init__(group=group, grad_reduce=grad_reduce, reduction=reduction, impl=impl)
 
     def forward(
         self,
@@ -254,8 +184,4 @@ class SimSiamLoss(nn.Module):
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
         """`simsiam_loss(p, z, weight=weight)` with the module's settings."""
-        return simsiam_loss(p, z, weight=weight, **self.options)
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        return f"reduction={self.options['reduction']!r}, impl={self.options['impl']!r}"
+        return simsiam_loss(p, z, weight=weight, **self.settings)

@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_fast.distributed import Group, gradient_factor
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.loss_module import LossModule
+from ssl_fast.ops.objective import Objective, Rows, wide
 from ssl_fast.ops.two_towers import GlobalPairs, check_towers, number_beside, split_number
 
 
@@ -58,10 +60,15 @@ def _clip_loss(
     factor: int,
     impl: str,
     with_grad: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """The global objective [] and, when wanted, dimage [N, D], dtext [N, D], dweight [N], dlogit_scale []."""
     kernel = choose("clip_loss", impl, image, text)
     scale = number_beside(logit_scale, scale_number, image)
+    if not group and image.numel() and hasattr(kernel, "objective"):
+        found: tuple[Tensor | None, ...]
+        wanted = (with_grad, logit_scale is not None)
+        found = kernel.objective(image, text, weight, float(scale), normalize, sides, average, *wanted)
+        return found
     pairs = GlobalPairs(image, text, group)
     loss, local_log_l = kernel.forward(pairs.first, pairs.second, pairs.mine, scale, normalize, sides)
     if weight is None:
@@ -112,13 +119,14 @@ def _clip_loss_rows(
 
 
 def _clip_loss_rows_backward(
-    image: Tensor,  # [N, D]
-    text: Tensor,  # [N, D]
     upstream: Tensor,  # [S, N]
     local_log_l: Tensor,  # [S, N] float64
+    image: Tensor,  # [N, D]
+    text: Tensor,  # [N, D]
     logit_scale: Tensor | None,  # []
     scale_number: float,
     normalize: bool,
+    sides: int,
     group: str,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -131,133 +139,57 @@ def _clip_loss_rows_backward(
     return dimage, dtext, None if logit_scale is None else dscale.sum()
 
 
-def _again(
-    inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None],  # image, text, weight, logit_scale
-    upstream: Tensor,
-    reduction: str,
-    options: tuple[Any, ...],
-) -> list[Tensor | None]:
-    """The gradients once more through the reference, so that they have gradients."""
-    scale_number, normalize, sides, group = options
-    if group:
-        raise RuntimeError("the loss of two towers with group= cannot be differentiated twice (create_graph=True)")
-
-    def reference(image: Tensor, text: Tensor, weight: Tensor | None, logit_scale: Tensor | None) -> Tensor:
-        scale = scale_number if logit_scale is None else logit_scale
-        image, text = contract.widened(image), contract.widened(text)
-        return clip_loss_reference(image, text, scale, normalize, weight, reduction, sides)
-
-    return contract.differentiable_gradients(reference, inputs, upstream)
-
-
-class _CLIPLoss(torch.autograd.Function):
-    """The objective; its gradients are made in the forward pass, the backward pass only multiplies them.
-
-    `forward` takes ctx: for the form with `setup_context`, torch binds the arguments by name, 20 us a call.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _clip_loss(*inputs)
-        _CLIPLoss.save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        """Keeps what `backward` needs; also the set-up of the registered op."""
-        ctx.save_for_backward(*inputs[:4], *output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.options = (*inputs[4:7], inputs[8])
-        ctx.reduction = "mean" if inputs[7] else "sum"
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors
-        if upstream[0] is None:
-            return (None,) * 12
-        if torch.is_grad_enabled():
-            return *_again(saved[:4], upstream[0], ctx.reduction, ctx.options), *(None,) * 8
-        # Out of place, for the graph may be walked again; autograd casts to the dtypes of the inputs.
-        wanted = zip(saved[4:], ctx.needs_input_grad, strict=False)
-        return *(gradient * upstream[0] if need else None for gradient, need in wanted), *(None,) * 8
+def _equation(
+    image: Tensor,
+    text: Tensor,
+    weight: Tensor | None,
+    logit_scale: Tensor | None,
+    scale_number: float,
+    normalize: bool,
+    sides: int,
+    average: bool | None,
+    *rest: Any,
+) -> Tensor:
+    """The reference in at least fp32; [S, N] where `average` is None."""
+    image, text = contract.widened(image), contract.widened(text)
+    scale = scale_number if logit_scale is None else logit_scale
+    reduction = "none" if average is None else "mean" if average else "sum"
+    return clip_loss_reference(image, text, scale, normalize, weight, reduction, sides)
 
 
-class _CLIPLossRows(torch.autograd.Function):
-    """The loss of each row; the backward pass computes the logits again."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _clip_loss_rows(*inputs)
-        _CLIPLossRows.save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keeps what `backward` needs; also the set-up of the registered op."""
-        ctx.save_for_backward(*inputs[:3], output[1])
-        ctx.set_materialize_grads(False)
-        ctx.options, ctx.impl = inputs[3:7], inputs[7]
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        image, text, logit_scale, log_l = ctx.saved_tensors
-        if upstream[0] is None:
-            return (None,) * 8
-        if torch.is_grad_enabled():
-            inputs = (image, text, None, logit_scale)
-            dimage, dtext, _, dscale = _again(inputs, upstream[0], "none", ctx.options)
-            return dimage, dtext, dscale, *(None,) * 5
-        traced = contract.under_tracing()
-        run: Any = torch.ops.ssl_fast.clip_loss_rows_backward if traced else _clip_loss_rows_backward
-        number, normalize, _, group = ctx.options
-        dimage, dtext, dscale = run(image, text, upstream[0], log_l, logit_scale, number, normalize, group, ctx.impl)
-        return dimage, dtext, None if logit_scale is None else dscale, *(None,) * 5
-
-
-def _wide(like: Tensor, *shape: int) -> Tensor:
-    return like.new_empty(shape, dtype=torch.promote_types(like.dtype, torch.float32))
-
-
-def _fake(
-    image: Tensor, text: Tensor, weight: Tensor | None, logit_scale: Tensor | None, *options: Any
-) -> tuple[Tensor, ...]:
-    wanted = (image, text, weight, logit_scale) if options[-1] else (None,) * 4
-    return _wide(image), *(image.new_empty(0) if t is None else _wide(image, *t.shape) for t in wanted)
+def _equation_rows(
+    image: Tensor, text: Tensor, logit_scale: Tensor | None, number: float, normalize: bool, sides: int, *rest: Any
+) -> Tensor:
+    return _equation(image, text, None, logit_scale, number, normalize, sides, None)
 
 
 def _fake_rows(
-    image: Tensor, text: Tensor, logit_scale: Tensor | None, number: float, normalize: bool, sides: int, *options: Any
+    image: Tensor, text: Tensor, logit_scale: Tensor | None, number: float, normalize: bool, sides: int, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    loss = _wide(image, sides, len(image))
+    loss = wide(image, sides, len(image))
     return loss, torch.empty_like(loss, dtype=torch.float64)
 
 
-def _fake_rows_backward(
-    image: Tensor, text: Tensor, upstream: Tensor, log_l: Tensor, logit_scale: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    dscale = image.new_empty(0) if logit_scale is None else _wide(image)
-    return _wide(image, *image.shape), _wide(image, *text.shape), dscale
-
-
-_COMMON = "Tensor? logit_scale, float scale_number, bool normalize"
-contract.register(
-    f"clip_loss(Tensor image, Tensor text, Tensor? weight, {_COMMON}, int sides, bool average, str group, int factor,"
-    " str impl, bool with_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+_NUMBERS = "float scale_number, bool normalize, int sides"
+_OBJECTIVE = Objective(
+    "clip_loss",
+    "Tensor image, Tensor text, Tensor? weight, Tensor? logit_scale",
+    f"{_NUMBERS}, bool average, str group, int factor, str impl",
     _clip_loss,
-    _fake,
-    _CLIPLoss,
+    _equation,
+    num_gradients=4,
+    title="the loss of two towers",
 )
-contract.register(
-    f"clip_loss_rows(Tensor image, Tensor text, {_COMMON}, int sides, str group, str impl) -> (Tensor, Tensor)",
+_ROWS = Rows(
+    "clip_loss_rows",
+    "Tensor image, Tensor text, Tensor? logit_scale",
+    f"{_NUMBERS}, str group, str impl",
     _clip_loss_rows,
-    _fake_rows,
-    _CLIPLossRows,
-)
-contract.register(
-    f"clip_loss_rows_backward(Tensor image, Tensor text, Tensor upstream, Tensor log_l, {_COMMON}, str group, str impl)"
-    " -> (Tensor, Tensor, Tensor)",
     _clip_loss_rows_backward,
-    _fake_rows_backward,
+    _equation_rows,
+    _fake_rows,
+    num_gradients=3,
+    title="the loss of two towers",
 )
 
 
@@ -328,28 +260,20 @@ def contrast(
     impl: str,
 ) -> Tensor:
     """The loss in one direction (image to text) or two: what `clip_loss` and `info_nce` among a batch's keys share."""
-    contract.check_weight(weight, len(image))
+    contract.check_weight(weight, image)
     contract.check_reduction(reduction)
     check_impl("clip_loss", impl)
     factor = gradient_factor(group, grad_reduce)
     tensor, number = logit_scale
-    if contract.under_functorch():
-        if group is not None:
-            raise RuntimeError("the loss of two towers with group= does not work inside torch.func transforms")
-        image, text, scale = contract.widened(image), contract.widened(text), number if tensor is None else tensor
-        return clip_loss_reference(image, text, scale, normalize, weight, reduction, sides)
     name = "" if group is None else group.group_name
-    shared = (tensor, number, normalize, sides)
-    recorded = contract.wants_gradient(image, text, weight, tensor)
     if reduction == "none":
-        inputs = (image, text, *shared, name, impl)
-        loss = contract.call(_CLIPLossRows, _clip_loss_rows, "clip_loss_rows", recorded, inputs)
+        loss = _ROWS((image, text, tensor), (number, normalize, sides, name, impl))
         return loss if weight is None else loss * weight
-    whole = (image, text, weight, *shared, reduction == "mean", name, factor, impl, recorded)
-    return contract.call(_CLIPLoss, _clip_loss, "clip_loss", recorded, whole)
+    options = (number, normalize, sides, reduction == "mean", name, factor, impl)
+    return _OBJECTIVE((image, text, weight, tensor), options)
 
 
-class CLIPLoss(nn.Module):
+class CLIPLoss(LossModule):
     """`clip_loss` as a module; the arguments are those of the function. The model's scale is given at each call."""
 
     def __init__(
@@ -361,9 +285,7 @@ class CLIPLoss(nn.Module):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.normalize, self.impl = normalize, impl
-        self.group, self.grad_reduce, self.reduction = group, grad_reduce, reduction
+        super().__init__(normalize=normalize, group=group, grad_reduce=grad_reduce, reduction=reduction, impl=impl)
 
     def forward(
         self,
@@ -373,19 +295,4 @@ class CLIPLoss(nn.Module):
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
         """`clip_loss(image, text, logit_scale, weight=weight)` with the module's settings."""
-        return clip_loss(
-            image,
-            text,
-            logit_scale,
-            normalize=self.normalize,
-            weight=weight,
-            group=self.group,
-            grad_reduce=self.grad_reduce,
-            reduction=self.reduction,
-            impl=self.impl,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        shown = ("normalize", "reduction", "impl")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        return clip_loss(image, text, logit_scale, weight=weight, **self.settings)

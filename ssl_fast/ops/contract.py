@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_fast.distributed import Group, global_mean, global_sum
+
 REDUCTIONS = ("mean", "sum", "none")
 _LIBRARY = torch.library.Library("ssl_fast", "FRAGMENT")  # type: ignore[no-untyped-call]
 
@@ -28,12 +30,13 @@ def check_rows(
 
 def check_weight(
     weight: Tensor | None,  # [N]
-    num_rows: int,
+    samples: Tensor,
+    dim: int = 0,  # of samples that counts them
 ) -> None:
     """Raises ValueError unless `weight` is None or one floating-point number for each of the N samples."""
-    if weight is not None and (weight.shape != (num_rows,) or not weight.is_floating_point()):
+    if weight is not None and (weight.shape != (samples.shape[dim],) or not weight.is_floating_point()):
         raise ValueError(
-            f"weight must be floating point of shape [{num_rows}], one per sample, "
+            f"weight must be floating point of shape [{samples.shape[dim]}], one per sample, "
             f"got {weight.dtype} of shape {list(weight.shape)}"
         )
 
@@ -92,32 +95,24 @@ def under_tracing() -> bool:
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
-def call(
-    function: type[torch.autograd.Function],
-    compute: Callable[..., Any],
-    name: str,
-    recorded: bool,
-    inputs: tuple[Any, ...],
-) -> Tensor:
-    """The first result of an op by the cheapest right way: registered op, autograd.Function or the bare computation."""
-    if under_tracing():
-        result: Tensor = getattr(torch.ops.ssl_fast, name)(*inputs)[0]
-    elif recorded:
-        result = function.apply(*inputs)
-    else:
-        result = compute(*inputs)[0]
-    return result
+def plainly() -> bool:
+    """Whether the call is an ordinary one, neither traced nor transformed."""
+    return not under_tracing() and not under_functorch()
 
 
-def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any], autograd: Any = None) -> None:
+def register(
+    schema: str,
+    function: Callable[..., Any],
+    fake: Callable[..., Any],
+    autograd: tuple[Callable[..., None], Callable[..., Any]] | None = None,
+) -> None:
     """Registers `ssl_fast::<schema>` for torch.compile. In eager mode nobody calls it: its boundary costs microseconds.
 
     Args:
         schema: name, arguments and results in the language of torch.library.
         function: the op on plain tensors; a result that is None becomes an empty tensor.
         fake: the same results without data.
-        autograd: an autograd.Function whose `save` and `backward` serve the op too; all results but the first are
-            for its backward pass alone.
+        autograd: `setup_context` and `backward`, as for `torch.library.register_autograd`.
     """
     name = f"ssl_fast::{schema.split('(')[0]}"
 
@@ -130,13 +125,9 @@ def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any]
     _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(name, fake, lib=_LIBRARY)
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        autograd.save(ctx, inputs, output)
-        ctx.mark_non_differentiable(*output[1:])
-
     if autograd is not None:
-        torch.library.register_autograd(name, autograd.backward, setup_context=setup_context, lib=_LIBRARY)
+        setup_context, backward = autograd
+        torch.library.register_autograd(name, backward, setup_context=setup_context, lib=_LIBRARY)
 
 
 def differentiable_gradients(
@@ -151,6 +142,20 @@ def differentiable_gradients(
     wanted = [t for t in aliases if t is not None and t.requires_grad]
     found = iter(torch.autograd.grad(output, wanted, upstream, create_graph=True, allow_unused=True))
     return [next(found) if t is not None and t.requires_grad else None for t in aliases]
+
+
+def reduced(
+    rows: Tensor,  # [N]
+    weight: Tensor | None,  # [N]
+    group: Group,
+    grad_reduce: str,
+    reduction: str,
+) -> Tensor:
+    """The losses of the rows as "mean" or "sum" over all ranks' rows, or "none"."""
+    if reduction == "mean":
+        return global_mean(rows, weight, group, grad_reduce)
+    weighted = rows if weight is None else rows * weight
+    return weighted if reduction == "none" else global_sum(weighted, group, grad_reduce)
 
 
 def widened(rows: Tensor) -> Tensor:

@@ -17,10 +17,11 @@ Reference: Yeh et al. 2022, "Decoupled Contrastive Learning", arXiv:2110.06848, 
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_fast.distributed import Group, all_gather_rows, global_mean, global_sum
 from ssl_fast.ops import contract
+from ssl_fast.ops.loss_module import LossModule
 from ssl_fast.ops.self_contrast import self_contrast
 
 
@@ -57,6 +58,7 @@ def equation_of_rows(
     temperature: float | Tensor,
     normalize: bool,
     num_views: int,
+    ignore_index: int,
     weight: Tensor | None,  # [N]
     reduction: str,
 ) -> Tensor:
@@ -116,12 +118,12 @@ def dcl(
     """
     contract.check_rows("z1", z1)
     contract.check_rows("z2", z2, z1, "z1")
-    contract.check_weight(weight, len(z1))
+    contract.check_weight(weight, z1)
     if sigma is not None and not sigma > 0:
         raise ValueError(f"sigma must be positive or None, got {sigma}")
     loss = self_contrast(
         "dcl",
-        torch.cat((z1, z2)),
+        (z1, z2),
         2,
         temperature=temperature,
         normalize=normalize,
@@ -158,7 +160,7 @@ def _weighted_pull(
         return ((scaled - everyone.logsumexp(0)).exp() * len(everyone) - 1) * cosine
 
 
-class DCLLoss(nn.Module):
+class DCLLoss(LossModule):
     """`dcl` as a module; the arguments are those of the function."""
 
     def __init__(
@@ -172,9 +174,15 @@ class DCLLoss(nn.Module):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.temperature, self.sigma, self.normalize, self.impl = temperature, sigma, normalize, impl
-        self.group, self.grad_reduce, self.reduction = group, grad_reduce, reduction
+        super().__init__(
+            temperature=temperature,
+            sigma=sigma,
+            normalize=normalize,
+            group=group,
+            grad_reduce=grad_reduce,
+            reduction=reduction,
+            impl=impl,
+        )
 
     def forward(
         self,
@@ -183,20 +191,4 @@ class DCLLoss(nn.Module):
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
         """`dcl(z1, z2, weight=weight)` with the module's settings."""
-        return dcl(
-            z1,
-            z2,
-            temperature=self.temperature,
-            sigma=self.sigma,
-            normalize=self.normalize,
-            weight=weight,
-            group=self.group,
-            grad_reduce=self.grad_reduce,
-            reduction=self.reduction,
-            impl=self.impl,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        shown = ("temperature", "sigma", "normalize", "reduction", "impl")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        return dcl(z1, z2, weight=weight, **self.settings)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ssl_fast.distributed import Group
 from ssl_fast.ops import contract
+from ssl_fast.ops.loss_module import LossModule
 from ssl_fast.ops.prototypes import Pairs, compare, log_sums, prototypes_reference
 from ssl_fast.ops.sinkhorn import balance, balance_logits, check_settings
 
@@ -101,7 +102,7 @@ def dino_loss(
     """
     pairs = Pairs(student_temperature, teacher_temperature, True, group, grad_reduce, reduction, impl)
     pairs.check(student, teacher, weight_student, weight_teacher)
-    contract.check_weight(weight, student.shape[1])
+    contract.check_weight(weight, student, 1)
     weight_student, weight_teacher = unit_prototypes(weight_student, weight_teacher, normalize_prototypes)
     rows = teacher.detach().flatten(0, 1)
     bias = teacher_bias(rows, weight_teacher, center, teacher_temperature, sinkhorn_iterations, group, impl)
@@ -158,7 +159,7 @@ def teacher_bias(
     return balance(column_logs, iterations, group)
 
 
-class DINOLoss(nn.Module):
+class DINOLoss(LossModule):
     """`dino_loss` as a module; the arguments are those of the function."""
 
     def __init__(
@@ -173,10 +174,16 @@ class DINOLoss(nn.Module):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
-        self.sinkhorn_iterations, self.normalize_prototypes = sinkhorn_iterations, normalize_prototypes
-        self.group, self.grad_reduce, self.reduction, self.impl = group, grad_reduce, reduction, impl
+        super().__init__(
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
+            sinkhorn_iterations=sinkhorn_iterations,
+            normalize_prototypes=normalize_prototypes,
+            group=group,
+            grad_reduce=grad_reduce,
+            reduction=reduction,
+            impl=impl,
+        )
 
     def forward(
         self,
@@ -189,26 +196,8 @@ class DINOLoss(nn.Module):
     ) -> Tensor:
         """`dino_loss(...)` with the module's settings."""
         return dino_loss(
-            student,
-            teacher,
-            weight_student,
-            weight_teacher,
-            student_temperature=self.student_temperature,
-            teacher_temperature=self.teacher_temperature,
-            center=center,
-            sinkhorn_iterations=self.sinkhorn_iterations,
-            normalize_prototypes=self.normalize_prototypes,
-            weight=weight,
-            group=self.group,
-            grad_reduce=self.grad_reduce,
-            reduction=self.reduction,
-            impl=self.impl,
+            student, teacher, weight_student, weight_teacher, center=center, weight=weight, **self.settings
         )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        shown = ("student_temperature", "teacher_temperature", "normalize_prototypes", "reduction", "impl")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
 
 
 class DINOCenter(nn.Module):

@@ -68,7 +68,8 @@ def choose(op: str, impl: str, *tensors: Tensor) -> ModuleType:
         RuntimeError: the implementation asked for is not usable here; the message says why.
     """
     if impl == "auto":
-        for name in _candidates(op, tensors[0].device.type if tensors else "cpu"):
+        # is_cpu is quicker than the name of a device
+        for name in _candidates(op, "cpu" if not tensors or tensors[0].is_cpu else tensors[0].device.type):
             found = _usable(op, name, tensors)
             if not isinstance(found, str):
                 _taken[op] = name

@@ -10,10 +10,11 @@ Reference: Zhou et al. 2022, "iBOT: Image BERT Pre-Training with Online Tokenize
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_fast.distributed import Group
 from ssl_fast.ops.dino import Center, teacher_bias, unit_prototypes
+from ssl_fast.ops.loss_module import LossModule
 from ssl_fast.ops.prototypes import Pairs, compare, prototypes_reference
 
 
@@ -118,7 +119,7 @@ def _token_weights(masks: Tensor, num_tokens: int) -> Tensor:
     return torch.repeat_interleave(1 / num_masked.clamp_min(1), num_masked, output_size=num_tokens)
 
 
-class IBOTLoss(nn.Module):
+class IBOTLoss(LossModule):
     """`ibot_loss` as a module; the arguments are those of the function."""
 
     def __init__(
@@ -133,10 +134,16 @@ class IBOTLoss(nn.Module):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
-        self.sinkhorn_iterations, self.normalize_prototypes = sinkhorn_iterations, normalize_prototypes
-        self.group, self.grad_reduce, self.reduction, self.impl = group, grad_reduce, reduction, impl
+        super().__init__(
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
+            sinkhorn_iterations=sinkhorn_iterations,
+            normalize_prototypes=normalize_prototypes,
+            group=group,
+            grad_reduce=grad_reduce,
+            reduction=reduction,
+            impl=impl,
+        )
 
     def forward(
         self,
@@ -148,24 +155,4 @@ class IBOTLoss(nn.Module):
         center: Center = None,  # [K], or "sinkhorn"
     ) -> Tensor:
         """`ibot_loss(...)` with the module's settings."""
-        return ibot_loss(
-            student,
-            teacher,
-            masks,
-            weight_student,
-            weight_teacher,
-            student_temperature=self.student_temperature,
-            teacher_temperature=self.teacher_temperature,
-            center=center,
-            sinkhorn_iterations=self.sinkhorn_iterations,
-            normalize_prototypes=self.normalize_prototypes,
-            group=self.group,
-            grad_reduce=self.grad_reduce,
-            reduction=self.reduction,
-            impl=self.impl,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        shown = ("student_temperature", "teacher_temperature", "normalize_prototypes", "reduction", "impl")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        return ibot_loss(student, teacher, masks, weight_student, weight_teacher, center=center, **self.settings)

@@ -11,16 +11,19 @@ Reference: He et al. 2020, "Momentum Contrast for Unsupervised Visual Representa
 Chen et al. 2021, "An Empirical Study of Training Self-Supervised Vision Transformers", arXiv:2104.02057, Alg. 1.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_fast.distributed import Group, all_gather_rows, global_mean, global_sum, gradient_factor
+from ssl_fast.distributed import Group, gradient_factor
 from ssl_fast.ops import contract
 from ssl_fast.ops.clip_loss import clip_loss_reference, contrast
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.loss_module import LossModule
+from ssl_fast.ops.objective import Objective
 from ssl_fast.ops.two_towers import check_towers
 
 
@@ -43,27 +46,14 @@ def info_nce_reference(
     positive = (q * k).sum(1, keepdim=True)  # [N, 1]
     logits = torch.cat((positive, q @ queue.detach().to(q.dtype).T), 1) / temperature  # [N, 1 + K]
     loss = logits.logsumexp(1) - logits[:, 0]
-    return _reduced(loss, weight, None, "mean", reduction)
-
-
-def _reduced(
-    loss: Tensor,  # [N]
-    weight: Tensor | None,  # [N]
-    group: Group,
-    grad_reduce: str,
-    reduction: str,
-) -> Tensor:
-    if reduction == "mean":
-        return global_mean(loss, weight, group, grad_reduce)
-    weighted = loss if weight is None else loss * weight
-    return weighted if reduction == "none" else global_sum(weighted, group, grad_reduce)
+    return contract.reduced(loss, weight, None, "mean", reduction)
 
 
 def _info_nce(
     q: Tensor,  # [N, D]
     k: Tensor,  # [N, D]
-    queue: Tensor,  # [K, D]
     temperature: Tensor | None,  # []
+    queue: Tensor,  # [K, D]
     inv_temperature: float,
     normalize: bool,
     impl: str,
@@ -77,89 +67,71 @@ def _info_nce(
     return loss, dq, dk, None if temperature is None or dinv is None else dinv * (inverse * inverse * -1)
 
 
-class _InfoNCE(torch.autograd.Function):
-    """The loss of each row; its derivatives are made in the forward pass, the backward pass only multiplies them.
-
-    `forward` takes ctx: for the form with `setup_context`, torch binds the arguments by name, 20 us a call.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _info_nce(*inputs)
-        _InfoNCE.save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        """Keeps what `backward` needs; also the set-up of the registered op."""
-        # The queue is saved so that autograd notices an enqueue before the backward pass, whatever the implementation.
-        ctx.save_for_backward(*inputs[:4], *output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.inv_temperature, ctx.normalize = inputs[4], inputs[5]
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        q, k, queue, temperature, dq, dk, dtemperature = ctx.saved_tensors
-        grad, need = upstream[0], ctx.needs_input_grad
-        if grad is None:
-            return (None,) * 8
-        if torch.is_grad_enabled():
-            again = _again(q, k, queue, temperature, ctx.inv_temperature, ctx.normalize, grad)
-            return again[0], again[1], None, again[2], *(None,) * 4
-        # Out of place, for the graph may be walked again; autograd casts to the dtypes of the inputs.
-        column = grad[:, None]
-        dq, dk = dq * column if need[0] else None, dk * column if need[1] else None
-        return dq, dk, None, (dtemperature * grad).sum() if need[3] else None, *(None,) * 4
-
-
-def _again(
-    q: Tensor,
-    k: Tensor,
-    queue: Tensor,
-    temperature: Tensor | None,
+def _info_nce_at_once(
+    q: Tensor,  # [N, D]
+    k: Tensor,  # [N, D]
+    weight: Tensor | None,  # [N]
+    temperature: Tensor | None,  # []
+    queue: Tensor,  # [K, D]
     inv_temperature: float,
     normalize: bool,
-    upstream: Tensor,
-) -> list[Tensor | None]:
-    """The gradients once more through the reference, so that they have gradients."""
-
-    def reference(q: Tensor, k: Tensor, temperature: Tensor | None) -> Tensor:
-        return info_nce_reference(
-            contract.widened(q),
-            contract.widened(k),
-            queue,
-            temperature=1 / inv_temperature if temperature is None else temperature,
-            normalize=normalize,
-            reduction="none",
-        )
-
-    return contract.differentiable_gradients(reference, (q, k, temperature), upstream)
-
-
-def _fake(
-    q: Tensor,
-    k: Tensor,
-    queue: Tensor,
-    temperature: Tensor | None,
-    inv_temperature: float,
-    normalize: bool,
-    impl: str,
+    average: bool,
+    kernel: ModuleType,
     with_grad: bool,
-) -> tuple[Tensor, ...]:
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    loss = q.new_empty(len(q), dtype=dtype)
-    if not with_grad:
-        return loss, q.new_empty(0), q.new_empty(0), q.new_empty(0)
-    rows = (q.new_empty(q.shape, dtype=dtype), q.new_empty(q.shape, dtype=dtype))
-    return loss, *rows, q.new_empty(0) if temperature is None else torch.empty_like(loss)
+) -> tuple[Tensor | None, ...]:
+    """Mean or sum [] and, when wanted, dq [N, D], dk [N, D], dweight [N], dtemperature []."""
+    inverse = float(contract.inverse_of(temperature, inv_temperature, q))
+    wanted = (with_grad, temperature is not None)
+    found: tuple[Tensor | None, ...] = kernel.objective(q, k, weight, queue, inverse, normalize, average, *wanted)
+    return found
 
 
-contract.register(
-    "info_nce(Tensor q, Tensor k, Tensor queue, Tensor? temperature, float inv_temperature, bool normalize, str impl,"
-    " bool with_grad) -> (Tensor, Tensor, Tensor, Tensor)",
+def _equation(
+    q: Tensor,
+    k: Tensor,
+    weight: Tensor | None,
+    temperature: Tensor | None,
+    queue: Tensor,
+    inv_temperature: float,
+    normalize: bool,
+    average: bool | None,
+    kernel: Any,
+) -> Tensor:
+    """The reference in at least fp32; per row, [N], where `average` is None."""
+    return info_nce_reference(
+        contract.widened(q),
+        contract.widened(k),
+        queue,
+        temperature=1 / inv_temperature if temperature is None else temperature,
+        normalize=normalize,
+        weight=weight,
+        reduction="none" if average is None else "mean" if average else "sum",
+    )
+
+
+def _equation_rows(
+    q: Tensor, k: Tensor, temperature: Tensor | None, queue: Tensor, inv_temperature: float, normalize: bool, impl: str
+) -> Tensor:
+    return _equation(q, k, None, temperature, queue, inv_temperature, normalize, None, impl)
+
+
+_ROWS = Objective(
+    "info_nce",
+    "Tensor q, Tensor k, Tensor? temperature, Tensor queue",
+    "float inv_temperature, bool normalize, str impl",
     _info_nce,
-    _fake,
-    _InfoNCE,
+    _equation_rows,
+    num_gradients=3,
+    per_row=True,
+)
+_AT_ONCE = Objective(
+    "info_nce_at_once",
+    "Tensor q, Tensor k, Tensor? weight, Tensor? temperature, Tensor queue",
+    "float inv_temperature, bool normalize, bool average, kernel",
+    _info_nce_at_once,
+    _equation,
+    num_gradients=4,
+    registered=False,
 )
 
 
@@ -225,21 +197,19 @@ def info_nce(
             f"queue must have rows of {q.shape[1]} numbers on {q.device} as q has, "
             f"got {queue.shape[1]} on {queue.device}"
         )
-    contract.check_weight(weight, len(q))
+    contract.check_weight(weight, q)
     contract.check_reduction(reduction)
     check_impl("info_nce", impl)
     gradient_factor(group, grad_reduce)
     tensor, inverse = contract.split_temperature(temperature)
     queue = queue.detach()
-    if contract.under_functorch():
-        wide_q, wide_k = contract.widened(q), contract.widened(k)
-        loss = info_nce_reference(wide_q, wide_k, queue, temperature=temperature, normalize=normalize, reduction="none")
-    else:
-        k = k if k.dtype == q.dtype else k.to(q.dtype)
-        recorded = contract.wants_gradient(q, k, tensor)
-        inputs = (q, k, queue, tensor, inverse, normalize, impl, recorded)
-        loss = contract.call(_InfoNCE, _info_nce, "info_nce", recorded, inputs)
-    return _reduced(loss, weight, group, grad_reduce, reduction)
+    k = k if k.dtype == q.dtype else k.to(q.dtype)
+    if reduction != "none" and group is None and q.numel() and contract.plainly():
+        kernel = choose("info_nce", impl, q, k, queue)
+        if hasattr(kernel, "objective"):
+            return _AT_ONCE((q, k, weight, tensor, queue), (inverse, normalize, reduction == "mean", kernel))
+    loss = _ROWS((q, k, tensor, queue), (inverse, normalize, impl))
+    return contract.reduced(loss, weight, group, grad_reduce, reduction)
 
 
 def _among_keys(
@@ -255,7 +225,7 @@ def _among_keys(
     return contrast(q, k, (scale, inverse), 1, *options).squeeze(0)
 
 
-class InfoNCELoss(nn.Module):
+class InfoNCELoss(LossModule):
     """`info_nce` as a module; the arguments are those of the function."""
 
     def __init__(
@@ -268,9 +238,14 @@ class InfoNCELoss(nn.Module):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.temperature, self.normalize, self.impl = temperature, normalize, impl
-        self.group, self.grad_reduce, self.reduction = group, grad_reduce, reduction
+        super().__init__(
+            temperature=temperature,
+            normalize=normalize,
+            group=group,
+            grad_reduce=grad_reduce,
+            reduction=reduction,
+            impl=impl,
+        )
 
     def forward(
         self,
@@ -280,93 +255,4 @@ class InfoNCELoss(nn.Module):
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
         """`info_nce(q, k, queue, weight=weight)` with the module's settings."""
-        return info_nce(
-            q,
-            k,
-            queue,
-            temperature=self.temperature,
-            normalize=self.normalize,
-            weight=weight,
-            group=self.group,
-            grad_reduce=self.grad_reduce,
-            reduction=self.reduction,
-            impl=self.impl,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        shown = ("temperature", "normalize", "reduction", "impl")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
-
-
-class MoCoQueue(nn.Module):
-    """A ring of the last K keys. It starts as random unit vectors; both buffers are saved in the state_dict.
-
-    Attributes:
-        rows: [K, D], unit vectors.
-        pointer: [] int64 on the device: where the next key goes. It is never read on the host.
-
-    Reference: He et al. 2020, arXiv:1911.05722, Alg. 1.
-    """
-
-    rows: Tensor
-    pointer: Tensor
-
-    def __init__(
-        self,
-        size: int = 65536,
-        dim: int = 128,
-        dtype: torch.dtype = torch.bfloat16,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        """
-        Args:
-            size: number of keys K.
-            dim: embedding dimension D.
-            dtype: floating-point dtype of the rows.
-            generator: CPU generator of the first rows; None: torch's own. Give all ranks the same.
-
-        Raises:
-            ValueError: a size that is not positive.
-        """
-        super().__init__()
-        if size < 1 or dim < 1:
-            raise ValueError(f"size and dim must be positive, got size={size} and dim={dim}")
-        first = F.normalize(torch.randn(size, dim, generator=generator), dim=1)
-        self.register_buffer("rows", first.to(dtype))
-        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
-
-    @torch.no_grad()
-    def enqueue_(
-        self,
-        keys: Tensor,  # [N, D]
-        group: Group = None,
-    ) -> None:
-        """Writes the keys at unit length over the oldest rows; of more than K keys the last K stay.
-
-        Call it after the backward pass: autograd refuses a loss whose queue has changed since.
-
-        Args:
-            keys: [N, D].
-            group: process group; every rank writes the keys of all ranks, in rank order. None: this process alone.
-
-        Raises:
-            ValueError: the keys' dimension is not the queue's.
-        """
-        if keys.dim() != 2 or keys.shape[1] != self.rows.shape[1]:
-            raise ValueError(f"keys must have shape [N, {self.rows.shape[1]}], got {list(keys.shape)}")
-        unit = F.normalize(contract.widened(keys), dim=1, eps=1e-12).to(self.rows.dtype)
-        unit = all_gather_rows(unit, group)
-        size, count = len(self.rows), len(unit)
-        kept = min(size, count)
-        where = torch.arange(count - kept, count, device=self.rows.device).add_(self.pointer).remainder_(size)
-        self.rows.index_copy_(0, where, unit[count - kept :])
-        self.pointer.add_(count).remainder_(size)
-
-    def forward(self) -> Tensor:
-        """The rows [K, D]."""
-        return self.rows
-
-    def extra_repr(self) -> str:
-        """What `print(module)` shows."""
-        return f"size={self.rows.shape[0]}, dim={self.rows.shape[1]}, dtype={self.rows.dtype}"
+        return info_nce(q, k, queue, weight=weight, **self.settings)

@@ -8,15 +8,15 @@ Letters: N samples (M of all ranks), D embedding.
 Reference: Sablayrolles et al. 2019, "Spreading vectors for similarity search", arXiv:1806.03198, Eq. 2 and 3.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_fast.distributed import Group, all_gather_rows, gather_sizes, global_mean, global_sum, group_by_name
+from ssl_fast.distributed import Group, all_gather_rows, gather_sizes, group_by_name
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.loss_module import LossModule
+from ssl_fast.ops.objective import Rows
 
 
 def koleo_reference(
@@ -28,21 +28,13 @@ def koleo_reference(
     """The equation in plain torch, in the dtype of x: oracle and baseline. 0 for fewer than two rows."""
     z = F.normalize(x, dim=1, eps=1e-12)
     if len(z) < 2:
-        return _reduced(z.sum(1) * 0, None, "mean", reduction)
+        return contract.reduced(z.sum(1) * 0, None, None, "mean", reduction)
     cosines = (z @ z.T).detach().fill_diagonal_(-2)
     squares = (z - z[cosines.argmax(1)]).square().sum(1)
     # Twice `where`: rows that coincide get the gradient 0, not that of sqrt at 0.
     apart = squares > 0
     distance = torch.where(apart, torch.where(apart, squares, 1).sqrt(), 0)
-    return _reduced(-(distance + eps).log(), None, "mean", reduction)
-
-
-def _reduced(rows: Tensor, group: Group, grad_reduce: str, reduction: str) -> Tensor:
-    if reduction == "none":
-        return rows
-    return (
-        (global_mean(rows, None, group, grad_reduce)) if reduction == "mean" else global_sum(rows, group, grad_reduce)
-    )
+    return contract.reduced(-(distance + eps).log(), None, None, "mean", reduction)
 
 
 def _koleo(
@@ -64,12 +56,13 @@ def _koleo(
 
 
 def _koleo_backward(
-    x: Tensor,  # [N, D]
+    upstream: Tensor,  # [N]
     z: Tensor,  # [M, D]
     neighbour: Tensor,  # [M] int64
-    upstream: Tensor,  # [N]
+    x: Tensor,  # [N, D]
     eps: float,
     group: str,
+    impl: str,
 ) -> Tensor:
     """dx [N, D]. The other ranks' rows and neighbours are here: only the upstream numbers [M] are exchanged."""
     process_group = group_by_name(group) if group else None
@@ -95,42 +88,9 @@ def _koleo_backward(
     return dx
 
 
-class _KoLeo(torch.autograd.Function):
-    """The loss of each row; the neighbours are kept for the backward pass, which costs O(M D)."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _koleo(*inputs)
-        _KoLeo.save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keeps what `backward` needs; also the set-up of the registered op."""
-        ctx.save_for_backward(inputs[0], *output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.eps, ctx.group = inputs[1:3]
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        x, z, neighbour = ctx.saved_tensors
-        if upstream[0] is None:
-            return (None,) * 4
-        if torch.is_grad_enabled():
-            return *_again(x, upstream[0], ctx.eps, ctx.group), None, None, None
-        op = torch.ops.ssl_fast.koleo_backward if contract.under_tracing() else _koleo_backward
-        return op(x, z, neighbour, upstream[0], ctx.eps, ctx.group), None, None, None
-
-
-def _again(x: Tensor, upstream: Tensor, eps: float, group: str) -> list[Tensor | None]:
-    """The gradient once more through the reference, so that it has gradients."""
-    if group:
-        raise RuntimeError("koleo with a group cannot be differentiated twice: no gradient flows between the ranks")
-
-    def reference(x: Tensor) -> Tensor:
-        return koleo_reference(contract.widened(x), eps=eps, reduction="none")
-
-    return contract.differentiable_gradients(reference, (x,), upstream)
+def _equation(x: Tensor, eps: float, group: str, impl: str) -> Tensor:
+    """The reference in at least fp32, [N]."""
+    return koleo_reference(contract.widened(x), eps=eps, reduction="none")
 
 
 def _fake(x: Tensor, eps: float, group: str, impl: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,15 +100,16 @@ def _fake(x: Tensor, eps: float, group: str, impl: str) -> tuple[Tensor, Tensor,
     return x.new_empty(len(x), dtype=dtype), z, x.new_empty(num_rows, dtype=torch.int64)
 
 
-def _fake_backward(x: Tensor, z: Tensor, neighbour: Tensor, upstream: Tensor, eps: float, group: str) -> Tensor:
-    return z.new_empty(x.shape)
-
-
-contract.register("koleo(Tensor x, float eps, str group, str impl) -> (Tensor, Tensor, Tensor)", _koleo, _fake, _KoLeo)
-contract.register(
-    "koleo_backward(Tensor x, Tensor z, Tensor neighbour, Tensor upstream, float eps, str group) -> Tensor",
+_ROWS = Rows(
+    "koleo",
+    "Tensor x",
+    "float eps, str group, str impl",
+    _koleo,
     _koleo_backward,
-    _fake_backward,
+    _equation,
+    _fake,
+    num_gradients=1,
+    num_kept=2,
 )
 
 
@@ -193,18 +154,11 @@ def koleo(
     check_impl("koleo", impl)
     if not eps >= 0:
         raise ValueError(f"eps must not be negative, got {eps}")
-    if contract.under_functorch():
-        if group is not None:
-            raise RuntimeError("koleo with a group does not work inside torch.func")
-        rows = koleo_reference(contract.widened(x), eps=eps, reduction="none")
-    else:
-        recorded = contract.wants_gradient(x)
-        inputs = (x, eps, "" if group is None else group.group_name, impl)
-        rows = contract.call(_KoLeo, _koleo, "koleo", recorded, inputs)
-    return _reduced(rows, group, grad_reduce, reduction)
+    rows = _ROWS((x,), (eps, "" if group is None else group.group_name, impl))
+    return contract.reduced(rows, None, group, grad_reduce, reduction)
 
 
-class KoLeoLoss(nn.Module):
+class KoLeoLoss(LossModule):
     """`koleo` as a module; the arguments are those of the function."""
 
     def __init__(
@@ -216,18 +170,11 @@ class KoLeoLoss(nn.Module):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.eps, self.group, self.grad_reduce, self.reduction, self.impl = eps, group, grad_reduce, reduction, impl
+        super().__init__(eps=eps, group=group, grad_reduce=grad_reduce, reduction=reduction, impl=impl)
 
     def forward(
         self,
         x: Tensor,  # [N, D]
     ) -> Tensor:
         """`koleo(x)` with the module's settings."""
-        return koleo(
-            x, eps=self.eps, group=self.group, grad_reduce=self.grad_reduce, reduction=self.reduction, impl=self.impl
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in ("eps", "reduction", "impl"))
+        return koleo(x, **self.settings)

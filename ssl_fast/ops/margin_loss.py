@@ -11,10 +11,8 @@ from ssl_fast.ops.dispatch import check_impl
 from ssl_fast.ops.margin_softmax import (
     ELSEWHERE,
     IGNORED,
-    _margin_softmax,
-    _margin_softmax_rows,
-    _MarginSoftmax,
-    _MarginSoftmaxRows,
+    OBJECTIVE,
+    ROWS,
     margin_softmax_reference,
 )
 from ssl_fast.ops.margins import Margin
@@ -75,13 +73,11 @@ def margin_loss(
     classes = weight if weight.dim() == 3 else weight[:, None]
     name = "" if group is None else group.group_name
     flags = [margin.monotone, margin.exact, normalize]
-    shared = (x, classes, tensor, target, row_margins, hardness, value, [*map(float, margin[:3])], flags, name, impl)
-    recorded = contract.wants_gradient(x, weight, tensor)
+    tensors = (x, classes, tensor, target, row_margins, hardness)
+    shared = (value, [*map(float, margin[:3])], flags, name, impl)
     if reduction == "none":
-        rest = (*shared, factor)
-        return contract.call(_MarginSoftmaxRows, _margin_softmax_rows, "margin_softmax_rows", recorded, rest)
-    whole = (*shared, reduction == "mean", factor, recorded)
-    return contract.call(_MarginSoftmax, _margin_softmax, "margin_softmax", recorded, whole)
+        return ROWS(tensors, (*shared, factor))
+    return OBJECTIVE(tensors, (*shared, reduction == "mean", factor))
 
 
 def targets(

@@ -25,6 +25,7 @@ from ssl_fast.ops import contract
 from ssl_fast.ops.class_panels import NEVER, Negatives, row_weights, softplus
 from ssl_fast.ops.dispatch import choose
 from ssl_fast.ops.margins import Margin, margined
+from ssl_fast.ops.objective import Objective, Rows, wide
 
 ELSEWHERE, IGNORED = -1, -2  # in place of a target: a class of another rank, and none
 
@@ -197,7 +198,7 @@ def _margin_softmax(*inputs: Any) -> tuple[Tensor, Tensor | None, Tensor | None,
         gradients = list(problem.gradients(lse, row_weight))
     dx, dweight, dscale = problem.finish(lse, row_weight, tuple(gradients))
     # The classes of this rank are on no other: their gradient is whole, and nobody averages it.
-    return loss, dx * factor if factor > 1 else dx, dweight, dscale * factor
+    return loss, dx * factor if factor > 1 else dx, dweight, None if shared[2] is None else dscale * factor
 
 
 def _margin_softmax_rows(*inputs: Any) -> tuple[Tensor, Tensor]:
@@ -208,138 +209,75 @@ def _margin_softmax_rows(*inputs: Any) -> tuple[Tensor, Tensor]:
     return problem.mine(loss).clone(), lse
 
 
-def _margin_softmax_rows_backward(upstream: Tensor, lse: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _margin_softmax_rows_backward(upstream: Tensor, lse: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """dx [N, D], dweight [C, S, D] and this rank's dscale, of what all ranks make of their rows' losses [N]."""
     problem = _Problem(*inputs[:-1])
     gathered = all_gather_rows(upstream.to(lse.dtype), problem.group, problem.sizes)
     row_weight = gathered * problem.kept
     dx, dweight, dscale = problem.finish(lse, row_weight, problem.gradients(lse, row_weight))
     # `factor` is in the upstream gradient already, for parameters that will be averaged. The classes will not.
-    return dx, dweight / inputs[-1] if inputs[-1] > 1 else dweight, dscale
+    return dx, dweight / inputs[-1] if inputs[-1] > 1 else dweight, None if inputs[2] is None else dscale
 
 
-def _again(ctx: Any, upstream: Tensor, reduction: str) -> list[Tensor | None]:
-    """The gradients once more through the reference, so that they have gradients."""
-    x, weight, scale, target, row_margins, hardness = ctx.saved_tensors[:6]
-    scale_value, margin, flags, group = ctx.options[:4]
-    if group:
-        raise RuntimeError("margin losses with group= cannot be differentiated twice (create_graph=True)")
-
-    def reference(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
-        x = contract.widened(x)
-        return margin_softmax_reference(
-            x,
-            weight.to(x.dtype),
-            target,
-            _rule(margin, flags),
-            scale=scale_value if scale is None else scale,
-            row_margins=row_margins,
-            hardness=hardness,
-            ignore_index=IGNORED,
-            normalize=flags[2],
-            reduction=reduction,
-        )
-
-    return contract.differentiable_gradients(reference, (x, weight, scale), upstream)
-
-
-class _MarginSoftmax(torch.autograd.Function):
-    """The objective; its gradients are made in the forward pass, the backward pass only multiplies them.
-
-    `forward` takes ctx: for the form with `setup_context`, torch binds the arguments by name, 20 us a call.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _margin_softmax(*inputs)
-        _MarginSoftmax.save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        """Keeps what `backward` needs; also the set-up of the registered op."""
-        ctx.save_for_backward(*inputs[:6], *output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.options, ctx.num_inputs = inputs[6:], len(inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        rest = (None,) * (ctx.num_inputs - 3)
-        if upstream[0] is None:
-            return None, None, None, *rest
-        if torch.is_grad_enabled():
-            return *_again(ctx, upstream[0], "mean" if ctx.options[-3] else "sum"), *rest
-        # Out of place, for the graph may be walked again; autograd casts to the dtypes of the inputs.
-        wanted = zip(ctx.saved_tensors[6:], ctx.needs_input_grad, strict=False)
-        return *(gradient * upstream[0] if need else None for gradient, need in wanted), *rest
+def _equation(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    target: Tensor,
+    row_margins: Tensor | None,
+    hardness: Tensor | None,
+    scale_value: float,
+    margin: list[float],
+    flags: list[bool],
+    group: str,
+    impl: str,
+    average: bool | None,
+    factor: int,
+) -> Tensor:
+    """The reference in at least fp32, on targets for labels; [N] where `average` is None."""
+    x = contract.widened(x)
+    return margin_softmax_reference(
+        x,
+        weight.to(x.dtype),
+        target,
+        _rule(margin, flags),
+        scale=scale_value if scale is None else scale,
+        row_margins=row_margins,
+        hardness=hardness,
+        ignore_index=IGNORED,
+        normalize=flags[2],
+        reduction="none" if average is None else "mean" if average else "sum",
+    )
 
 
-class _MarginSoftmaxRows(torch.autograd.Function):
-    """The loss of each row; the backward pass computes the cosines again."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _margin_softmax_rows(*inputs)
-        _MarginSoftmaxRows.save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keeps what `backward` needs; also the set-up of the registered op."""
-        ctx.save_for_backward(*inputs[:6], output[1])
-        ctx.set_materialize_grads(False)
-        ctx.options, ctx.num_inputs = inputs[6:], len(inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        rest = (None,) * (ctx.num_inputs - 3)
-        if upstream[0] is None:
-            return None, None, None, *rest
-        if torch.is_grad_enabled():
-            return *_again(ctx, upstream[0], "none"), *rest
-        *inputs, lse = ctx.saved_tensors
-        traced = contract.under_tracing()
-        run: Any = torch.ops.ssl_fast.margin_softmax_rows_backward if traced else _margin_softmax_rows_backward
-        gradients = run(upstream[0], lse, *inputs, *ctx.options)
-        return *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False)), *rest
+def _equation_rows(*inputs: Any) -> Tensor:
+    arguments: tuple[Any, ...] = (*inputs[:-1], None, inputs[-1])
+    return _equation(*arguments)
 
 
-def _wide(x: Tensor, *shape: int) -> Tensor:
-    return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
+def _fake_rows(x: Tensor, weight: Tensor, scale: Tensor | None, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return wide(x, len(x)), wide(x, len(target))
 
 
-def _fake(x: Tensor, weight: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    if not inputs[-1]:
-        return _wide(x), x.new_empty(0), x.new_empty(0), x.new_empty(0)
-    return _wide(x), _wide(x, *x.shape), _wide(x, *weight.shape), _wide(x)
-
-
-def _fake_rows(x: Tensor, weight: Tensor, scale: Tensor | None, target: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
-    return _wide(x, len(x)), _wide(x, len(target))
-
-
-def _fake_rows_backward(upstream: Tensor, lse: Tensor, x: Tensor, weight: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    return _wide(x, *x.shape), _wide(x, *weight.shape), _wide(x)
-
-
-_SHARED = (
-    "Tensor x, Tensor weight, Tensor? scale, Tensor target, Tensor? row_margins, Tensor? hardness, float scale_value,"
-    " float[] margin, bool[] flags, str group, str impl"
-)
-contract.register(
-    f"margin_softmax({_SHARED}, bool average, int factor, bool with_grad) -> (Tensor, Tensor, Tensor, Tensor)",
+_TENSORS = "Tensor x, Tensor weight, Tensor? scale, Tensor target, Tensor? row_margins, Tensor? hardness"
+_OPTIONS = "float scale_value, float[] margin, bool[] flags, str group, str impl"
+OBJECTIVE = Objective(
+    "margin_softmax",
+    _TENSORS,
+    f"{_OPTIONS}, bool average, int factor",
     _margin_softmax,
-    _fake,
-    _MarginSoftmax,
+    _equation,
+    num_gradients=3,
+    title="a margin loss",
 )
-contract.register(
-    f"margin_softmax_rows({_SHARED}, int factor) -> (Tensor, Tensor)",
+ROWS = Rows(
+    "margin_softmax_rows",
+    _TENSORS,
+    f"{_OPTIONS}, int factor",
     _margin_softmax_rows,
-    _fake_rows,
-    _MarginSoftmaxRows,
-)
-contract.register(
-    f"margin_softmax_rows_backward(Tensor upstream, Tensor lse, {_SHARED}, int factor) -> (Tensor, Tensor, Tensor)",
     _margin_softmax_rows_backward,
-    _fake_rows_backward,
+    _equation_rows,
+    _fake_rows,
+    num_gradients=3,
+    title="a margin loss",
 )

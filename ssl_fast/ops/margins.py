@@ -44,35 +44,47 @@ def margined(
 ) -> tuple[Tensor, Tensor]:
     """phi and its derivative, each [N]; phi itself is differentiable, with that derivative.
 
-    |c| is clamped at 1 - 1e-6 (1 - 1e-12 in float64), where the derivative stays what it is at the clamp.
+    The derivative of the angle grows without bound towards |c| = 1: beyond 1 - 1e-6 (1 - 1e-12 in float64) it stays
+    what it is there. The value does not: at c = 1 the angle is 0.
     """
-    highest = 1 - (1e-12 if cosine.dtype == torch.float64 else 1e-6)
-    c = cosine + (cosine.detach().clamp(-highest, highest) - cosine.detach())
-    sine = (1 - c * c).sqrt()
+    near = _held(cosine, 1 - (1e-12 if cosine.dtype == torch.float64 else 1e-6))
+    c, near_sine = _held(cosine, 1), (1 - near * near).sqrt()
+    sine = _moved(near_sine, (1 - c * c).sqrt())
     if row_margins is not None:
-        phi, slope = _per_row(c, sine, row_margins.to(c.dtype))
+        phi, slope = _per_row(c, sine, near / near_sine, row_margins.to(c.dtype))
     elif margin.m1 != 1:
-        angle = margin.m1 * c.acos() + margin.m2
-        phi, slope = angle.cos() - margin.m3, margin.m1 * angle.sin() / sine
+        angle = margin.m1 * _moved(near.acos(), c.acos()) + margin.m2
+        phi, slope = angle.cos() - margin.m3, margin.m1 * angle.sin() / near_sine
     else:
         along, across = math.cos(margin.m2), math.sin(margin.m2)
-        phi, slope = c * along - sine * across - margin.m3, along + c / sine * across
+        phi, slope = c * along - sine * across - margin.m3, along + near / near_sine * across
         if margin.monotone:
             beyond = c < -along
             phi, slope = torch.where(beyond, c - margin.m2 * across, phi), torch.where(beyond, 1, slope)
     if margin.exact:
         return phi, slope
-    return cosine + (phi - cosine).detach(), torch.ones_like(slope)
+    return _moved(cosine, phi), torch.ones_like(slope)
+
+
+def _moved(x: Tensor, to: Tensor) -> Tensor:
+    """The value of `to` with the derivative of `x`."""
+    return x + (to - x).detach()
+
+
+def _held(x: Tensor, limit: float) -> Tensor:
+    """x clamped to [-limit, limit], with the derivative 1 everywhere."""
+    return _moved(x, x.detach().clamp(-limit, limit))
 
 
 def _per_row(
     c: Tensor,  # [N]
     sine: Tensor,  # [N]
+    cotangent: Tensor,  # [N] c / sine, held near |c| = 1
     row_margins: Tensor,  # [2, N]
 ) -> tuple[Tensor, Tensor]:
     m2, m3 = row_margins
     along, across = m2.cos(), m2.sin()
-    phi, slope = c * along - sine * across, along + c / sine * across
+    phi, slope = c * along - sine * across, along + cotangent * across
     # theta + m2 < least and theta + m2 > pi - least, asked of the cosine (only one can hold: |m2| < pi).
     below = (m2 < _LEAST_ANGLE) & (c > (_LEAST_ANGLE - m2).cos())
     above = (m2 > -_LEAST_ANGLE) & (c < -(_LEAST_ANGLE + m2).cos())

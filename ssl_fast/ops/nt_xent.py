@@ -17,10 +17,11 @@ Eq. 1. Khosla et al. 2020, "Supervised Contrastive Learning", arXiv:2004.11362, 
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_fast.distributed import Group
 from ssl_fast.ops import contract
+from ssl_fast.ops.loss_module import LossModule
 from ssl_fast.ops.self_contrast import self_contrast
 
 
@@ -53,6 +54,7 @@ def equation_of_rows(
     temperature: float | Tensor,
     normalize: bool,
     num_views: int,
+    ignore_index: int,
     weight: Tensor | None,  # [N]
     reduction: str,
 ) -> Tensor:
@@ -114,10 +116,10 @@ def nt_xent(
     contract.check_rows("z2", z2, z1, "z1")
     for index, view in enumerate(views, 3):
         contract.check_rows(f"z{index}", view, z1, "z1")
-    contract.check_weight(weight, len(z1))
+    contract.check_weight(weight, z1)
     return self_contrast(
         "nt_xent",
-        torch.cat((z1, z2, *views)),
+        (z1, z2, *views),
         2 + len(views),
         temperature=temperature,
         normalize=normalize,
@@ -129,7 +131,7 @@ def nt_xent(
     )
 
 
-class NTXentLoss(nn.Module):
+class NTXentLoss(LossModule):
     """`nt_xent` as a module; the arguments are those of the function."""
 
     def __init__(
@@ -142,9 +144,14 @@ class NTXentLoss(nn.Module):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.temperature, self.normalize, self.impl = temperature, normalize, impl
-        self.group, self.grad_reduce, self.reduction = group, grad_reduce, reduction
+        super().__init__(
+            temperature=temperature,
+            normalize=normalize,
+            group=group,
+            grad_reduce=grad_reduce,
+            reduction=reduction,
+            impl=impl,
+        )
 
     def forward(
         self,
@@ -154,20 +161,4 @@ class NTXentLoss(nn.Module):
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
         """`nt_xent(z1, z2, weight=weight)` with the module's settings."""
-        return nt_xent(
-            z1,
-            z2,
-            *views,
-            temperature=self.temperature,
-            normalize=self.normalize,
-            weight=weight,
-            group=self.group,
-            grad_reduce=self.grad_reduce,
-            reduction=self.reduction,
-            impl=self.impl,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        shown = ("temperature", "normalize", "reduction", "impl")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        return nt_xent(z1, z2, *views, weight=weight, **self.settings)

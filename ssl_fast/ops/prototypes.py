@@ -24,6 +24,7 @@ from torch import Tensor
 from ssl_fast.distributed import Group, global_sum, gradient_factor
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.objective import Objective, Rows, wide
 
 MAX_VIEWS = 64
 
@@ -62,8 +63,8 @@ def _prototypes(
     inv_teacher: float,
     skip_same: bool,
     impl: str,
-    with_grad: bool,
     with_dweight: bool,
+    with_grad: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """sum_n coef_n loss_n, or loss [N] without coef; with coef and when wanted dstudent and dweight_student."""
     student, teacher = student.detach().contiguous(), teacher.detach().contiguous()
@@ -81,71 +82,39 @@ def _prototypes(
     return rows if coef is None else (rows * coef).sum(), dstudent, dweight
 
 
-class _Prototypes(torch.autograd.Function):
-    """The summed loss, its derivatives made in the forward pass; or the loss of each sample, derived in the backward.
-
-    `forward` takes ctx: for the form with `setup_context`, torch binds the arguments by name, 20 us a call.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _prototypes(*inputs)
-        _Prototypes.save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        """Keeps what `backward` needs; also the set-up of the registered op."""
-        ctx.save_for_backward(*inputs[:6], *output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.settings = inputs[6:10]
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        *inputs, dstudent, dweight = ctx.saved_tensors
-        grad, need = upstream[0], ctx.needs_input_grad
-        if grad is None:
-            return (None,) * 12
-        if torch.is_grad_enabled():
-            return *_again(inputs, ctx.settings, grad), *(None,) * 10
-        if inputs[5] is None:
-            # contiguous: the upstream gradient may have stride 0.
-            arguments = (*inputs[:5], grad.contiguous(), *ctx.settings, True, need[1])
-            op = torch.ops.ssl_fast.prototypes if contract.under_tracing() else _prototypes
-            _, dstudent, dweight = op(*arguments)
-        else:
-            # Out of place, for the graph may be walked again; autograd casts to the dtypes of the inputs.
-            dstudent, dweight = dstudent * grad, dweight * grad if need[1] else None
-        return dstudent if need[0] else None, dweight if need[1] else None, *(None,) * 10
+def _prototypes_rows(*inputs: Any) -> tuple[Tensor, None]:
+    """Loss [N]; nothing is left for the backward pass, which computes the logits again."""
+    arguments: tuple[Any, ...] = (*inputs[:5], None, *inputs[5:], False)
+    return _prototypes(*arguments)[0], None
 
 
-def _again(inputs: list[Tensor | None], settings: tuple[Any, ...], upstream: Tensor) -> list[Tensor | None]:
-    """The gradients of student and weight once more through the reference, so that they have gradients."""
-    student, weight, teacher, weight_teacher, bias, coef = inputs
-    inv_student, inv_teacher, skip_same, _ = settings
-    assert student is not None and teacher is not None
-
-    def reference(student: Tensor, weight: Tensor | None) -> Tensor:
-        rows = _widened_reference(student, weight, teacher, weight_teacher, bias, inv_student, inv_teacher, skip_same)
-        return rows if coef is None else (rows * coef).sum()
-
-    return contract.differentiable_gradients(reference, (student, weight), upstream)
+def _prototypes_rows_backward(
+    upstream: Tensor,  # [N], perhaps of stride 0
+    kept: Tensor | None,
+    *inputs: Any,
+) -> tuple[Tensor | None, Tensor | None]:
+    """dstudent and, when wanted, dweight_student."""
+    arguments: tuple[Any, ...] = (*inputs[:5], upstream.contiguous(), *inputs[5:], True)
+    return _prototypes(*arguments)[1:]
 
 
-def _widened_reference(
+def _equation(
     student: Tensor,
     weight: Tensor | None,
     teacher: Tensor,
     weight_teacher: Tensor | None,
     bias: Tensor | None,
+    coef: Tensor | None,
     inv_student: float,
     inv_teacher: float,
     skip_same: bool,
+    *rest: Any,
 ) -> Tensor:
+    """The reference in at least fp32."""
     student = contract.widened(student)
     weight, weight_teacher = (None if t is None else t.to(student.dtype) for t in (weight, weight_teacher))
     with torch.autocast(student.device.type, enabled=False):
-        return prototypes_reference(
+        rows = prototypes_reference(
             student,
             weight,
             teacher.to(student.dtype),
@@ -155,38 +124,39 @@ def _widened_reference(
             teacher_temperature=1 / inv_teacher,
             skip_same=skip_same,
         )
+    return rows if coef is None else (rows * coef).sum()
 
 
-def _fake(
-    student: Tensor,
-    weight_student: Tensor | None,
-    teacher: Tensor,
-    weight_teacher: Tensor | None,
-    bias: Tensor | None,
-    coef: Tensor | None,
-    inv_student: float,
-    inv_teacher: float,
-    skip_same: bool,
-    impl: str,
-    with_grad: bool,
-    with_dweight: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.promote_types(student.dtype, torch.float32)
-    value = student.new_empty(() if coef is not None else (student.shape[1],), dtype=dtype)
-    wanted = with_grad and coef is not None
-    dstudent = student.new_empty(student.shape, dtype=dtype) if wanted else student.new_empty(0)
-    if weight_student is None or not (wanted and with_dweight):
-        return value, dstudent, student.new_empty(0)
-    return value, dstudent, student.new_empty(weight_student.shape, dtype=dtype)
+def _equation_rows(*inputs: Any) -> Tensor:
+    return _equation(*inputs[:5], None, *inputs[5:])
 
 
-contract.register(
-    "prototypes(Tensor student, Tensor? weight_student, Tensor teacher, Tensor? weight_teacher, Tensor? bias,"
-    " Tensor? coef, float inv_student, float inv_teacher, bool skip_same, str impl, bool with_grad, bool with_dweight)"
-    " -> (Tensor, Tensor, Tensor)",
-    _prototypes,
-    _fake,
-    _Prototypes,
+def _fake(student: Tensor, weight_student: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, with_dweight, with_grad = rest
+    dstudent = wide(student, *student.shape) if with_grad else student.new_empty(0)
+    if weight_student is None or not (with_grad and with_dweight):
+        return wide(student), dstudent, student.new_empty(0)
+    return wide(student), dstudent, wide(student, *weight_student.shape)
+
+
+def _fake_rows(student: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return wide(student, student.shape[1]), student.new_empty(0)
+
+
+_TENSORS = "Tensor student, Tensor? weight_student, Tensor teacher, Tensor? weight_teacher, Tensor? bias"
+_OPTIONS = "float inv_student, float inv_teacher, bool skip_same, str impl, bool with_dweight"
+_OBJECTIVE = Objective(
+    "prototypes", f"{_TENSORS}, Tensor coef", _OPTIONS, _prototypes, _equation, num_gradients=2, fake=_fake
+)
+_ROWS = Rows(
+    "prototypes_rows",
+    _TENSORS,
+    _OPTIONS,
+    _prototypes_rows,
+    _prototypes_rows_backward,
+    _equation_rows,
+    _fake_rows,
+    num_gradients=2,
 )
 
 
@@ -314,21 +284,10 @@ def compare(
     count = pairs.num_pairs(len(student), len(teacher))
     coef = None if pairs.reduction == "none" else _coefficients(student, weight, pairs, total) / count
     inv_student, inv_teacher = 1 / pairs.student_temperature, 1 / pairs.teacher_temperature
-    if contract.under_functorch():
-        inputs = (student, weight_student, teacher, weight_teacher, bias, inv_student, inv_teacher, pairs.skip_same)
-        rows = _widened_reference(*inputs)
-        value = rows if coef is None else (rows * coef).sum()
-    else:
-        recorded = contract.wants_gradient(student, weight_student)
-        with_dweight = contract.wants_gradient(weight_student)
-        value = contract.call(
-            _Prototypes,
-            _prototypes,
-            "prototypes",
-            recorded,
-            (student, weight_student, teacher.detach(), None if weight_teacher is None else weight_teacher.detach(),
-             bias, coef, inv_student, inv_teacher, pairs.skip_same, pairs.impl, recorded, with_dweight),
-        )  # fmt: skip
+    with_dweight = contract.wants_gradient(weight_student)
+    tensors = (student, weight_student, teacher.detach(), None if weight_teacher is None else weight_teacher.detach())
+    options = (inv_student, inv_teacher, pairs.skip_same, pairs.impl, with_dweight)
+    value = _ROWS((*tensors, bias), options) if coef is None else _OBJECTIVE((*tensors, bias, coef), options)
     if coef is None:
         return value / count if weight is None else value * (weight.detach() / count)
     return global_sum(value[None], pairs.group, pairs.grad_reduce)

@@ -1,4 +1,4 @@
-"""The autograd of all losses that compare one set of rows with itself: nt_xent, supcon and dcl.
+"""The engine of all losses that compare one set of rows with itself: nt_xent, supcon and dcl.
 
 They differ in which rows are positives (the other view, or the class) and in whether the positive stays in the
 denominator. The kernels are those of nt_xent; an op brings its equation as `equation_of_rows`.
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ssl_fast.distributed import Group, gradient_factor
 from ssl_fast.ops import contract
+from ssl_fast.ops.classes import LEFT_OUT
 from ssl_fast.ops.dispatch import check_impl, choose
 from ssl_fast.ops.global_rows import GlobalRows
+from ssl_fast.ops.objective import Objective, Rows, wide
 
 
 def _temperature_gradient(
@@ -28,9 +30,10 @@ def _temperature_gradient(
 
 def _self_contrast(
     x: Tensor,  # [R, D] this rank's rows, view after view
-    labels: Tensor | None,  # [R] int64
+    second: Tensor | None,  # [R, D] of two views the second, when it is not in x
     weight: Tensor | None,  # [N], repeated for every view
     temperature: Tensor | None,  # []
+    labels: Tensor | None,  # [R] int64
     inv_temperature: float,
     normalize: bool,
     average: bool,
@@ -38,13 +41,57 @@ def _self_contrast(
     factor: int,
     op: str,
     num_views: int,
+    ignore_index: int,
     impl: str,
     with_grad: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The global objective [] and, when wanted, its gradients: dx [R, D], dweight [N], dtemperature []."""
+) -> tuple[Tensor | None, ...]:
+    """The global objective [] and, when wanted, its gradients: dx and dsecond, dweight [N], dtemperature []."""
     kernel = choose(op, impl, x)
+    if not group and x.numel() and hasattr(kernel, "objective"):
+        inverse = float(contract.inverse_of(temperature, inv_temperature, x))
+        classes = (labels, ignore_index, num_views, op == "dcl")
+        wanted = (with_grad, temperature is not None)
+        found: tuple[Tensor | None, ...]
+        found = kernel.objective(x, second, weight, inverse, normalize, average, *classes, *wanted)
+        return found
+    rows = x if second is None else torch.cat((x, second))
+    state = (rows, labels, temperature, inv_temperature, normalize, group, op, num_views, ignore_index)
+    value, dx, dweight, dtemperature = _in_steps(kernel, *state, weight, average, factor, with_grad)
+    if second is None or dx is None:
+        return value, dx, None, dweight, dtemperature
+    return value, dx[: len(x)], dx[len(x) :], dweight, dtemperature
+
+
+def _rows_of(
+    x: Tensor,  # [R, D]
+    labels: Tensor | None,  # [R] int64
+    group: str,
+    num_views: int,
+    ignore_index: int,
+) -> GlobalRows:
+    kept = None if labels is None else labels.masked_fill(labels == ignore_index, LEFT_OUT)
+    return GlobalRows(x, group, num_views, kept)
+
+
+def _in_steps(
+    kernel: Any,
+    x: Tensor,  # [R, D]
+    labels: Tensor | None,  # [R] int64
+    temperature: Tensor | None,  # []
+    inv_temperature: float,
+    normalize: bool,
+    group: str,
+    op: str,
+    num_views: int,
+    ignore_index: int,
+    weight: Tensor | None,  # [N]
+    average: bool,
+    factor: int,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Losses, their coefficients over all ranks, gradients: value [], dx [R, D], dweight [N], dtemperature []."""
     inverse = contract.inverse_of(temperature, inv_temperature, x)
-    rows = GlobalRows(x, group, num_views, labels)
+    rows = _rows_of(x, labels, group, num_views, ignore_index)
     kind = (rows.classes, op == "dcl")
     loss, local_log_l = kernel.forward(rows.x, rows.positive, rows.mine, inverse, normalize, *kind)
     counted = None if labels is None or rows.classes is None else rows.classes.num_positives > 0
@@ -78,38 +125,40 @@ def _self_contrast(
 
 def _self_contrast_rows(
     x: Tensor,  # [R, D]
-    labels: Tensor | None,  # [R] int64
     temperature: Tensor | None,  # []
+    labels: Tensor | None,  # [R] int64
     inv_temperature: float,
     normalize: bool,
     group: str,
     op: str,
     num_views: int,
+    ignore_index: int,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     """Loss [R] and log-normaliser [R] of this rank's rows."""
     inverse = contract.inverse_of(temperature, inv_temperature, x)
-    kernel, rows = choose(op, impl, x), GlobalRows(x, group, num_views, labels)
+    kernel, rows = choose(op, impl, x), _rows_of(x, labels, group, num_views, ignore_index)
     kind = (rows.classes, op == "dcl")
     loss, log_l = kernel.forward(rows.x, rows.positive, rows.mine, inverse, normalize, *kind)
     return loss, log_l
 
 
 def _self_contrast_rows_backward(
-    x: Tensor,  # [R, D]
     upstream: Tensor,  # [R]
     local_log_l: Tensor,  # [R]
-    labels: Tensor | None,  # [R] int64
+    x: Tensor,  # [R, D]
     temperature: Tensor | None,  # []
+    labels: Tensor | None,  # [R] int64
     inv_temperature: float,
     normalize: bool,
     group: str,
     op: str,
     num_views: int,
+    ignore_index: int,
     impl: str,
 ) -> tuple[Tensor, Tensor | None]:
     """dx [R, D] and this rank's share of dtemperature, of what all ranks make of their rows' losses."""
-    kernel, rows = choose(op, impl, x), GlobalRows(x, group, num_views, labels)
+    kernel, rows = choose(op, impl, x), _rows_of(x, labels, group, num_views, ignore_index)
     inverse = contract.inverse_of(temperature, inv_temperature, x)
     coef, log_l = rows.gather(upstream.to(local_log_l.dtype).contiguous(), local_log_l)
     kind = (rows.classes, op == "dcl")
@@ -118,158 +167,76 @@ def _self_contrast_rows_backward(
 
 
 def _equation(
-    op: str,
     x: Tensor,  # [R, D]
-    labels: Tensor | None,  # [R]
+    second: Tensor | None,  # [R, D]
     weight: Tensor | None,  # [N]
-    temperature: float | Tensor,
+    temperature: Tensor | None,  # []
+    labels: Tensor | None,  # [R]
+    inv_temperature: float,
     normalize: bool,
+    average: bool | None,
+    group: str,
+    factor: int,
+    op: str,
     num_views: int,
-    reduction: str,
+    ignore_index: int,
+    impl: str,
 ) -> Tensor:
-    """The op's plain form on the engine's rows: a scalar, or [R]."""
+    """The op's plain form on the engine's rows: a scalar, or [R] where `average` is None."""
     plain = import_module(f"ssl_fast.ops.{op}").equation_of_rows
-    loss: Tensor = plain(contract.widened(x), labels, temperature, normalize, num_views, weight, reduction)
-    return loss.flatten() if reduction == "none" else loss
+    rows = contract.widened(x if second is None else torch.cat((x, second)))
+    tau = 1 / inv_temperature if temperature is None else temperature
+    reduction = "none" if average is None else "mean" if average else "sum"
+    loss: Tensor = plain(rows, labels, tau, normalize, num_views, ignore_index, weight, reduction)
+    return loss.flatten() if average is None else loss
 
 
-def _again(
+def _equation_rows(
     x: Tensor,
-    labels: Tensor | None,
-    weight: Tensor | None,
     temperature: Tensor | None,
-    upstream: Tensor,
-    reduction: str,
-    options: tuple[Any, ...],
-) -> list[Tensor | None]:
-    """The gradients of x, weight and temperature once more through the equation, so that they have gradients."""
-    inv_temperature, normalize, group, op, num_views = options
-    if group:
-        raise RuntimeError(f"{op} with group= cannot be differentiated twice (create_graph=True)")
-
-    def equation(x: Tensor, weight: Tensor | None, temperature: Tensor | None) -> Tensor:
-        tau = 1 / inv_temperature if temperature is None else temperature
-        return _equation(op, x, labels, weight, tau, normalize, num_views, reduction)
-
-    return contract.differentiable_gradients(equation, (x, weight, temperature), upstream)
-
-
-class _SelfContrast(torch.autograd.Function):
-    """The objective; its gradients are made in the forward pass, the backward pass only multiplies them.
-
-    `forward` takes ctx: for the form with `setup_context`, torch binds the arguments by name, 20 us a call.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _self_contrast(*inputs)
-        _SelfContrast.save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        """Keeps what `backward` needs; also the set-up of the registered op."""
-        ctx.save_for_backward(*inputs[:4], *output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.options = (inputs[4], inputs[5], inputs[7], inputs[9], inputs[10])
-        ctx.reduction = "mean" if inputs[6] else "sum"
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        x, labels, weight, temperature, *gradients = ctx.saved_tensors
-        if upstream[0] is None:
-            return (None,) * 13
-        if torch.is_grad_enabled():
-            again = _again(x, labels, weight, temperature, upstream[0], ctx.reduction, ctx.options)
-            return again[0], None, *again[1:], *(None,) * 9
-        # Out of place, for the graph may be walked again; autograd casts to the dtypes of the inputs.
-        needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:4])
-        dx, *others = (g * upstream[0] if need else None for g, need in zip(gradients, needed, strict=True))
-        return dx, None, *others, *(None,) * 9
-
-
-class _SelfContrastRows(torch.autograd.Function):
-    """The loss of each row; the backward pass computes the logits again."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _self_contrast_rows(*inputs)
-        _SelfContrastRows.save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keeps what `backward` needs; also the set-up of the registered op."""
-        ctx.save_for_backward(*inputs[:3], output[1])
-        ctx.set_materialize_grads(False)
-        ctx.options, ctx.impl = inputs[3:8], inputs[8]
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        x, labels, temperature, log_l = ctx.saved_tensors
-        if upstream[0] is None:
-            return (None,) * 9
-        if torch.is_grad_enabled():
-            dx, _, dtemperature = _again(x, labels, None, temperature, upstream[0], "none", ctx.options)
-            return dx, None, dtemperature, *(None,) * 6
-        traced = contract.under_tracing()
-        run: Any = torch.ops.ssl_fast.self_contrast_rows_backward if traced else _self_contrast_rows_backward
-        dx, dtemperature = run(x, upstream[0], log_l, labels, temperature, *ctx.options, ctx.impl)
-        return dx, None, None if temperature is None else dtemperature, *(None,) * 6
-
-
-def _wide(x: Tensor, *shape: int) -> Tensor:
-    return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-def _fake(
-    x: Tensor, labels: Tensor | None, weight: Tensor | None, temperature: Tensor | None, *options: Any
-) -> tuple[Tensor, ...]:
-    wanted = options[-1]
-    dx = _wide(x, *x.shape) if wanted else x.new_empty(0)
-    dweight = _wide(x, *weight.shape) if wanted and weight is not None else x.new_empty(0)
-    return _wide(x), dx, dweight, _wide(x) if wanted and temperature is not None else x.new_empty(0)
+    labels: Tensor | None,
+    inv_temperature: float,
+    normalize: bool,
+    group: str,
+    *kind: Any,
+) -> Tensor:
+    return _equation(x, None, None, temperature, labels, inv_temperature, normalize, None, group, 1, *kind)
 
 
 def _fake_rows(x: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    return _wide(x, len(x)), _wide(x, len(x))
+    return wide(x, len(x)), wide(x, len(x))
 
 
-def _fake_rows_backward(
-    x: Tensor, upstream: Tensor, log_l: Tensor, labels: Tensor | None, temperature: Tensor | None, *options: Any
-) -> Any:
-    return _wide(x, *x.shape), x.new_empty(0) if temperature is None else _wide(x)
-
-
-_COMMON = "Tensor? temperature, float inv_temperature, bool normalize"
-_KIND = "str op, int num_views, str impl"
-contract.register(
-    f"self_contrast(Tensor x, Tensor? labels, Tensor? weight, {_COMMON}, bool average, str group, int factor, {_KIND},"
-    " bool with_grad) -> (Tensor, Tensor, Tensor, Tensor)",
+_KIND = "str op, int num_views, int ignore_index, str impl"
+_OBJECTIVE = Objective(
+    "self_contrast",
+    "Tensor x, Tensor? second, Tensor? weight, Tensor? temperature, Tensor? labels",
+    f"float inv_temperature, bool normalize, bool average, str group, int factor, {_KIND}",
     _self_contrast,
-    _fake,
-    _SelfContrast,
+    _equation,
+    num_gradients=4,
+    title="a contrastive loss",
 )
-contract.register(
-    f"self_contrast_rows(Tensor x, Tensor? labels, {_COMMON}, str group, {_KIND}) -> (Tensor, Tensor)",
+_ROWS = Rows(
+    "self_contrast_rows",
+    "Tensor x, Tensor? temperature, Tensor? labels",
+    f"float inv_temperature, bool normalize, str group, {_KIND}",
     _self_contrast_rows,
-    _fake_rows,
-    _SelfContrastRows,
-)
-contract.register(
-    f"self_contrast_rows_backward(Tensor x, Tensor upstream, Tensor log_l, Tensor? labels, {_COMMON}, str group,"
-    f" {_KIND}) -> (Tensor, Tensor)",
     _self_contrast_rows_backward,
-    _fake_rows_backward,
+    _equation_rows,
+    _fake_rows,
+    num_gradients=2,
+    title="a contrastive loss",
 )
 
 
 def self_contrast(
     op: str,
-    x: Tensor,  # [R, D] view after view
+    views: tuple[Tensor, ...],  # one of [R, D], view after view; or each [N, D]
     num_views: int,
     labels: Tensor | None = None,  # [R] int64
     *,
+    ignore_index: int = LEFT_OUT,
     temperature: float | Tensor,
     normalize: bool,
     weight: Tensor | None,  # [R / num_views]
@@ -287,18 +254,15 @@ def self_contrast(
     check_impl(op, impl)
     tensor, inverse = contract.split_temperature(temperature)
     factor = gradient_factor(group, grad_reduce)
-    shape = (num_views, len(x) // num_views)
-    if contract.under_functorch():
-        if group is not None:
-            raise RuntimeError(f"{op} with group= does not work inside torch.func transforms")
-        loss = _equation(op, x, labels, weight, temperature, normalize, num_views, reduction)
-        return loss.view(shape) if reduction == "none" else loss
     name = "" if group is None else group.group_name
-    recorded = contract.wants_gradient(x, weight, tensor)
-    kind = (op, num_views, impl)
+    kind = (op, num_views, ignore_index, impl)
     if reduction == "none":
-        inputs = (x, labels, tensor, inverse, normalize, name, *kind)
-        rows = contract.call(_SelfContrastRows, _self_contrast_rows, "self_contrast_rows", recorded, inputs)
-        return rows.view(shape) if weight is None else rows.view(shape) * weight
-    whole = (x, labels, weight, tensor, inverse, normalize, reduction == "mean", name, factor, *kind, recorded)
-    return contract.call(_SelfContrast, _self_contrast, "self_contrast", recorded, whole)
+        x = views[0] if len(views) == 1 else torch.cat(views)
+        rows = _ROWS((x, tensor, labels), (inverse, normalize, name, *kind))
+        rows = rows.view(num_views, len(x) // num_views)
+        return rows if weight is None else rows * weight
+    # Two views stay apart where a kernel may take them so; what a registered op returns must not share memory.
+    apart = len(views) == 2 and views[0].dtype == views[1].dtype and not contract.under_tracing()
+    x, second = views if apart else (views[0] if len(views) == 1 else torch.cat(views), None)
+    options = (inverse, normalize, reduction == "mean", name, factor, *kind)
+    return _OBJECTIVE((x, second, weight, tensor, labels), options)

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_fast.distributed import Group, gradient_factor
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.loss_module import LossModule
+from ssl_fast.ops.objective import Objective, Rows, wide
 from ssl_fast.ops.two_towers import GlobalPairs, check_towers, number_beside, split_number
 
 
@@ -58,10 +60,16 @@ def _siglip_loss(
     factor: int,
     impl: str,
     with_grad: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """The global objective [] and, when wanted, dimage, dtext [N, D], dweight [N], dlogit_scale [], dlogit_bias []."""
-    kernel, pairs = choose("siglip_loss", impl, image, text), GlobalPairs(image, text, group)
+    kernel = choose("siglip_loss", impl, image, text)
     scale, bias = number_beside(logit_scale, scale_number, image), number_beside(logit_bias, bias_number, image)
+    if not group and image.numel() and hasattr(kernel, "objective"):
+        found: tuple[Tensor | None, ...]
+        wanted = (with_grad, logit_scale is not None, logit_bias is not None)
+        found = kernel.objective(image, text, weight, float(scale), float(bias), normalize, average, *wanted)
+        return found
+    pairs = GlobalPairs(image, text, group)
     dtype = torch.promote_types(image.dtype, torch.float32)
     if weight is None:
         all_weight = image.new_ones(len(pairs.first), dtype=dtype)
@@ -104,9 +112,10 @@ def _siglip_loss_rows(
 
 
 def _siglip_loss_rows_backward(
+    upstream: Tensor,  # [N]
+    kept: Tensor | None,
     image: Tensor,  # [N, D]
     text: Tensor,  # [N, D]
-    upstream: Tensor,  # [N]
     logit_scale: Tensor | None,  # []
     logit_bias: Tensor | None,  # []
     scale_number: float,
@@ -114,137 +123,71 @@ def _siglip_loss_rows_backward(
     normalize: bool,
     group: str,
     impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, ...]:
     """dimage, dtext [N, D] and this rank's shares of dlogit_scale, dlogit_bias, of all ranks' objective."""
     kernel, pairs = choose("siglip_loss", impl, image, text), GlobalPairs(image, text, group)
     scale, bias = number_beside(logit_scale, scale_number, image), number_beside(logit_bias, bias_number, image)
     (coef,) = pairs.gather(upstream.to(torch.promote_types(image.dtype, torch.float32)))
-    found = kernel.forward(pairs.first, pairs.second, coef, pairs.mine, scale, bias, normalize)
-    return found[1], found[2], found[3].sum(), found[4].sum()
+    _, dimage, dtext, *shares = kernel.forward(pairs.first, pairs.second, coef, pairs.mine, scale, bias, normalize)
+    numbers = zip((logit_scale, logit_bias), shares, strict=True)
+    return dimage, dtext, *(None if number is None else share.sum() for number, share in numbers)
 
 
-def _again(
-    inputs: tuple[Tensor | None, ...],  # image, text, weight, logit_scale, logit_bias
-    upstream: Tensor,
-    reduction: str,
-    options: tuple[Any, ...],
-) -> list[Tensor | None]:
-    """The gradients once more through the reference, so that they have gradients."""
-    scale_number, bias_number, normalize, group = options
-    if group:
-        raise RuntimeError("siglip_loss with group= cannot be differentiated twice (create_graph=True)")
-
-    def reference(
-        image: Tensor, text: Tensor, weight: Tensor | None, logit_scale: Tensor | None, logit_bias: Tensor | None
-    ) -> Tensor:
-        scale = scale_number if logit_scale is None else logit_scale
-        bias = bias_number if logit_bias is None else logit_bias
-        image, text = contract.widened(image), contract.widened(text)
-        return siglip_loss_reference(image, text, scale, bias, normalize, weight, reduction)
-
-    return contract.differentiable_gradients(reference, inputs, upstream)
+def _equation(
+    image: Tensor,
+    text: Tensor,
+    weight: Tensor | None,
+    logit_scale: Tensor | None,
+    logit_bias: Tensor | None,
+    scale_number: float,
+    bias_number: float,
+    normalize: bool,
+    average: bool | None,
+    *rest: Any,
+) -> Tensor:
+    """The reference in at least fp32; [N] where `average` is None."""
+    scale = scale_number if logit_scale is None else logit_scale
+    bias = bias_number if logit_bias is None else logit_bias
+    image, text = contract.widened(image), contract.widened(text)
+    reduction = "none" if average is None else "mean" if average else "sum"
+    return siglip_loss_reference(image, text, scale, bias, normalize, weight, reduction)
 
 
-class _SigLIPLoss(torch.autograd.Function):
-    """The objective; its gradients are made in the forward pass, the backward pass only multiplies them.
-
-    `forward` takes ctx: for the form with `setup_context`, torch binds the arguments by name, 20 us a call.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _siglip_loss(*inputs)
-        _SigLIPLoss.save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        """Keeps what `backward` needs; also the set-up of the registered op."""
-        ctx.save_for_backward(*inputs[:5], *output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.options = (*inputs[5:8], inputs[9])
-        ctx.reduction = "mean" if inputs[8] else "sum"
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors
-        if upstream[0] is None:
-            return (None,) * 13
-        if torch.is_grad_enabled():
-            return *_again(saved[:5], upstream[0], ctx.reduction, ctx.options), *(None,) * 8
-        # Out of place, for the graph may be walked again; autograd casts to the dtypes of the inputs.
-        wanted = zip(saved[5:], ctx.needs_input_grad, strict=False)
-        return *(gradient * upstream[0] if need else None for gradient, need in wanted), *(None,) * 8
-
-
-class _SigLIPLossRows(torch.autograd.Function):
-    """The loss of each image's row; the backward pass computes the logits again."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _siglip_loss_rows(*inputs)
-        _SigLIPLossRows.save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        """Keeps what `backward` needs; also the set-up of the registered op."""
-        ctx.save_for_backward(*inputs[:4])
-        ctx.set_materialize_grads(False)
-        ctx.options, ctx.impl = inputs[4:8], inputs[8]
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        image, text, logit_scale, logit_bias = ctx.saved_tensors
-        if upstream[0] is None:
-            return (None,) * 9
-        if torch.is_grad_enabled():
-            inputs = (image, text, None, logit_scale, logit_bias)
-            dimage, dtext, _, dscale, dbias = _again(inputs, upstream[0], "none", ctx.options)
-            return dimage, dtext, dscale, dbias, *(None,) * 5
-        traced = contract.under_tracing()
-        run: Any = torch.ops.ssl_fast.siglip_loss_rows_backward if traced else _siglip_loss_rows_backward
-        found = run(image, text, upstream[0], logit_scale, logit_bias, *ctx.options, ctx.impl)
-        needed = zip(found, ctx.needs_input_grad, strict=False)
-        return *(gradient if need else None for gradient, need in needed), *(None,) * 5
-
-
-def _wide(like: Tensor, *shape: int) -> Tensor:
-    return like.new_empty(shape, dtype=torch.promote_types(like.dtype, torch.float32))
-
-
-def _fake(image: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    wanted = (image, *others[:4]) if others[-1] else (None,) * 5
-    return _wide(image), *(image.new_empty(0) if t is None else _wide(image, *t.shape) for t in wanted)
+def _equation_rows(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor | None,
+    logit_bias: Tensor | None,
+    scale_number: float,
+    bias_number: float,
+    normalize: bool,
+    *rest: Any,
+) -> Tensor:
+    return _equation(image, text, None, logit_scale, logit_bias, scale_number, bias_number, normalize, None)
 
 
 def _fake_rows(image: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    return _wide(image, len(image)), image.new_empty(0)
+    return wide(image, len(image)), image.new_empty(0)
 
 
-def _fake_rows_backward(image: Tensor, text: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    return _wide(image, *image.shape), _wide(image, *text.shape), _wide(image), _wide(image)
-
-
-_COMMON = "Tensor? logit_scale, Tensor? logit_bias, float scale_number, float bias_number, bool normalize"
-contract.register(
-    f"siglip_loss(Tensor image, Tensor text, Tensor? weight, {_COMMON}, bool average, str group, int factor, str impl,"
-    " bool with_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+_NUMBERS = "float scale_number, float bias_number, bool normalize"
+_OBJECTIVE = Objective(
+    "siglip_loss",
+    "Tensor image, Tensor text, Tensor? weight, Tensor? logit_scale, Tensor? logit_bias",
+    f"{_NUMBERS}, bool average, str group, int factor, str impl",
     _siglip_loss,
-    _fake,
-    _SigLIPLoss,
+    _equation,
+    num_gradients=5,
 )
-contract.register(
-    f"siglip_loss_rows(Tensor image, Tensor text, {_COMMON}, str group, str impl) -> (Tensor, Tensor)",
+_ROWS = Rows(
+    "siglip_loss_rows",
+    "Tensor image, Tensor text, Tensor? logit_scale, Tensor? logit_bias",
+    f"{_NUMBERS}, str group, str impl",
     _siglip_loss_rows,
-    _fake_rows,
-    _SigLIPLossRows,
-)
-contract.register(
-    f"siglip_loss_rows_backward(Tensor image, Tensor text, Tensor upstream, {_COMMON}, str group, str impl)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
     _siglip_loss_rows_backward,
-    _fake_rows_backward,
+    _equation_rows,
+    _fake_rows,
+    num_gradients=4,
 )
 
 
@@ -299,29 +242,21 @@ def siglip_loss(
     Reference: Zhai et al. 2023, arXiv:2303.15343, Alg. 1.
     """
     image, text = check_towers(image, text)
-    contract.check_weight(weight, len(image))
+    contract.check_weight(weight, image)
     contract.check_reduction(reduction)
     check_impl("siglip_loss", impl)
     factor = gradient_factor(group, grad_reduce)
     scale, scale_number = split_number("logit_scale", logit_scale, True)
     bias, bias_number = split_number("logit_bias", logit_bias, False)
-    if contract.under_functorch():
-        if group is not None:
-            raise RuntimeError("siglip_loss with group= does not work inside torch.func transforms")
-        image, text = contract.widened(image), contract.widened(text)
-        return siglip_loss_reference(image, text, logit_scale, logit_bias, normalize, weight, reduction)
     name = "" if group is None else group.group_name
-    shared = (scale, bias, scale_number, bias_number, normalize)
-    recorded = contract.wants_gradient(image, text, weight, scale, bias)
     if reduction == "none":
-        inputs = (image, text, *shared, name, impl)
-        loss = contract.call(_SigLIPLossRows, _siglip_loss_rows, "siglip_loss_rows", recorded, inputs)
+        loss = _ROWS((image, text, scale, bias), (scale_number, bias_number, normalize, name, impl))
         return loss if weight is None else loss * weight
-    whole = (image, text, weight, *shared, reduction == "mean", name, factor, impl, recorded)
-    return contract.call(_SigLIPLoss, _siglip_loss, "siglip_loss", recorded, whole)
+    options = (scale_number, bias_number, normalize, reduction == "mean", name, factor, impl)
+    return _OBJECTIVE((image, text, weight, scale, bias), options)
 
 
-class SigLIPLoss(nn.Module):
+class SigLIPLoss(LossModule):
     """`siglip_loss` as a module; the arguments are those of the function. Scale and bias are given at each call."""
 
     def __init__(
@@ -333,9 +268,7 @@ class SigLIPLoss(nn.Module):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.normalize, self.impl = normalize, impl
-        self.group, self.grad_reduce, self.reduction = group, grad_reduce, reduction
+        super().__init__(normalize=normalize, group=group, grad_reduce=grad_reduce, reduction=reduction, impl=impl)
 
     def forward(
         self,
@@ -346,20 +279,4 @@ class SigLIPLoss(nn.Module):
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
         """`siglip_loss(image, text, logit_scale, logit_bias, weight=weight)` with the module's settings."""
-        return siglip_loss(
-            image,
-            text,
-            logit_scale,
-            logit_bias,
-            normalize=self.normalize,
-            weight=weight,
-            group=self.group,
-            grad_reduce=self.grad_reduce,
-            reduction=self.reduction,
-            impl=self.impl,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        shown = ("normalize", "reduction", "impl")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        return siglip_loss(image, text, logit_scale, logit_bias, weight=weight, **self.settings)

@@ -14,11 +14,11 @@ Reference: Khosla et al. 2020, "Supervised Contrastive Learning", arXiv:2004.113
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_fast.distributed import Group
 from ssl_fast.ops import contract
-from ssl_fast.ops.classes import LEFT_OUT
+from ssl_fast.ops.loss_module import LossModule
 from ssl_fast.ops.self_contrast import self_contrast
 
 
@@ -53,11 +53,12 @@ def equation_of_rows(
     temperature: float | Tensor,
     normalize: bool,
     num_views: int,
+    ignore_index: int,
     weight: Tensor | None,  # [N]
     reduction: str,
 ) -> Tensor:
     """The reference on the rows of `self_contrast`."""
-    return supcon_reference(x, labels, temperature, normalize, LEFT_OUT, weight, reduction)
+    return supcon_reference(x, labels, temperature, normalize, ignore_index, weight, reduction)
 
 
 def supcon(
@@ -113,14 +114,15 @@ def supcon(
     Reference: Khosla et al. 2020, arXiv:2004.11362, Eq. 2.
     """
     _check(z, labels, base_temperature)
-    contract.check_weight(weight, len(z))
+    contract.check_weight(weight, z)
     num_views = z.shape[1] if z.dim() == 3 else 1
-    labels = labels.long().masked_fill(labels == ignore_index, LEFT_OUT)
+    labels = labels.long()
     loss = self_contrast(
         "supcon",
-        z.flatten(0, -2),
+        (z if z.dim() == 2 else z.flatten(0, -2),),
         1,
         labels if num_views == 1 else labels.repeat_interleave(num_views),
+        ignore_index=ignore_index,
         temperature=temperature,
         normalize=normalize,
         weight=weight if weight is None or num_views == 1 else weight.repeat_interleave(num_views),
@@ -152,7 +154,7 @@ def _check(
         raise ValueError(f"base_temperature must be positive, got {base_temperature}")
 
 
-class SupConLoss(nn.Module):
+class SupConLoss(LossModule):
     """`supcon` as a module; the arguments are those of the function."""
 
     def __init__(
@@ -167,10 +169,16 @@ class SupConLoss(nn.Module):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.temperature, self.base_temperature, self.normalize = temperature, base_temperature, normalize
-        self.ignore_index, self.impl = ignore_index, impl
-        self.group, self.grad_reduce, self.reduction = group, grad_reduce, reduction
+        super().__init__(
+            temperature=temperature,
+            base_temperature=base_temperature,
+            normalize=normalize,
+            ignore_index=ignore_index,
+            group=group,
+            grad_reduce=grad_reduce,
+            reduction=reduction,
+            impl=impl,
+        )
 
     def forward(
         self,
@@ -179,21 +187,4 @@ class SupConLoss(nn.Module):
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
         """`supcon(z, labels, weight=weight)` with the module's settings."""
-        return supcon(
-            z,
-            labels,
-            temperature=self.temperature,
-            base_temperature=self.base_temperature,
-            normalize=self.normalize,
-            ignore_index=self.ignore_index,
-            weight=weight,
-            group=self.group,
-            grad_reduce=self.grad_reduce,
-            reduction=self.reduction,
-            impl=self.impl,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        shown = ("temperature", "base_temperature", "normalize", "ignore_index", "reduction", "impl")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        return supcon(z, labels, weight=weight, **self.settings)

@@ -10,11 +10,12 @@ arXiv:2006.09882, Eq. 1, 2 and 6.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_fast.distributed import Group
 from ssl_fast.ops import contract
 from ssl_fast.ops.dino import teacher_bias, unit_prototypes
+from ssl_fast.ops.loss_module import LossModule
 from ssl_fast.ops.prototypes import Pairs, compare
 from ssl_fast.ops.sinkhorn import sinkhorn_reference
 
@@ -91,14 +92,14 @@ def swav_loss(
         raise ValueError(f"num_assign must be between 1 and the number of views, {len(views)}, got {num_assign}")
     fixed = views.detach()[:num_assign]
     pairs.check(views, fixed, prototypes, prototypes)
-    contract.check_weight(weight, views.shape[1])
+    contract.check_weight(weight, views, 1)
     prototypes, weight_teacher = unit_prototypes(prototypes, prototypes, normalize_prototypes)
     biases = [teacher_bias(view, weight_teacher, "sinkhorn", epsilon, iterations, group, impl) for view in fixed]
     bias = torch.stack([bias for bias in biases if bias is not None])
     return compare(views, prototypes, fixed, weight_teacher, bias, weight, pairs)
 
 
-class SwAVLoss(nn.Module):
+class SwAVLoss(LossModule):
     """`swav_loss` as a module; the arguments are those of the function."""
 
     def __init__(
@@ -114,10 +115,17 @@ class SwAVLoss(nn.Module):
         reduction: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.num_assign, self.temperature, self.epsilon, self.iterations = num_assign, temperature, epsilon, iterations
-        self.normalize_prototypes, self.group, self.grad_reduce = normalize_prototypes, group, grad_reduce
-        self.reduction, self.impl = reduction, impl
+        super().__init__(
+            num_assign=num_assign,
+            temperature=temperature,
+            epsilon=epsilon,
+            iterations=iterations,
+            normalize_prototypes=normalize_prototypes,
+            group=group,
+            grad_reduce=grad_reduce,
+            reduction=reduction,
+            impl=impl,
+        )
 
     def forward(
         self,
@@ -126,22 +134,4 @@ class SwAVLoss(nn.Module):
         weight: Tensor | None = None,  # [N]
     ) -> Tensor:
         """`swav_loss(views, prototypes, weight=weight)` with the module's settings."""
-        return swav_loss(
-            views,
-            prototypes,
-            num_assign=self.num_assign,
-            temperature=self.temperature,
-            epsilon=self.epsilon,
-            iterations=self.iterations,
-            normalize_prototypes=self.normalize_prototypes,
-            weight=weight,
-            group=self.group,
-            grad_reduce=self.grad_reduce,
-            reduction=self.reduction,
-            impl=self.impl,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        shown = ("num_assign", "temperature", "epsilon", "iterations", "reduction", "impl")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        return swav_loss(views, prototypes, weight=weight, **self.settings)

@@ -15,13 +15,14 @@ arXiv:2105.04906, Eq. 1-6; s as in Algorithm 1, where Eq. 5 leaves out the 1/D.
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_fast.distributed import Group, gradient_factor, group_by_name
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl, choose
+from ssl_fast.ops.loss_module import LossModule
+from ssl_fast.ops.objective import Objective
 
 
 def vicreg_reference(
@@ -69,72 +70,19 @@ def _vicreg(
     return value, dz1, dz2
 
 
-class _VICReg(torch.autograd.Function):
-    """The loss; its gradients are made in the forward pass, the backward pass only multiplies them.
-
-    `forward` takes ctx: for the form with `setup_context`, torch binds the arguments by name, 20 us a call.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _vicreg(*inputs)
-        _VICReg.save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        """Keeps what `backward` needs; also the set-up of the registered op."""
-        ctx.save_for_backward(*inputs[:2], *output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.options, ctx.group = inputs[2:7], inputs[7]
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        z1, z2, *gradients = ctx.saved_tensors
-        if upstream[0] is None:
-            return (None,) * 11
-        if torch.is_grad_enabled():
-            return *_again(z1, z2, ctx.options, ctx.group, upstream[0]), *(None,) * 9
-        # Out of place, for the graph may be walked again; autograd casts to the dtypes of the inputs.
-        wanted = zip(gradients, ctx.needs_input_grad, strict=False)
-        return *(gradient * upstream[0] if need else None for gradient, need in wanted), *(None,) * 9
-
-
-def _again(z1: Tensor, z2: Tensor, options: tuple[float, ...], group: str, upstream: Tensor) -> list[Tensor | None]:
-    """The gradients once more through the reference, so that they have gradients."""
-    if group:
-        raise RuntimeError("vicreg with group= cannot be differentiated twice (create_graph=True)")
-    return contract.differentiable_gradients(lambda a, b: _plain(a, b, *options), (z1, z2), upstream)
-
-
-def _plain(
-    z1: Tensor, z2: Tensor, invariance: float, variance: float, covariance: float, gamma: float, eps: float
-) -> Tensor:
+def _equation(z1: Tensor, z2: Tensor, *options: Any) -> Tensor:
     """The reference with fp32 accumulation."""
-    return vicreg_reference(
-        contract.widened(z1),
-        contract.widened(z2),
-        invariance=invariance,
-        variance=variance,
-        covariance=covariance,
-        gamma=gamma,
-        eps=eps,
-    )
+    names = ("invariance", "variance", "covariance", "gamma", "eps")
+    return vicreg_reference(contract.widened(z1), contract.widened(z2), **dict(zip(names, options, strict=False)))
 
 
-def _fake(z1: Tensor, z2: Tensor, *options: Any) -> tuple[Tensor, ...]:
-    dtype = torch.promote_types(z1.dtype, torch.float32)
-    shape = z1.shape if options[-1] else (0,)
-    rows = (z1.new_empty(shape, dtype=dtype if options[-1] else z1.dtype) for _ in range(2))
-    return z1.new_empty((), dtype=dtype), *rows
-
-
-contract.register(
-    "vicreg(Tensor z1, Tensor z2, float invariance, float variance, float covariance, float gamma, float eps,"
-    " str group, int factor, str impl, bool with_grad) -> (Tensor, Tensor, Tensor)",
+_OBJECTIVE = Objective(
+    "vicreg",
+    "Tensor z1, Tensor z2",
+    "float invariance, float variance, float covariance, float gamma, float eps, str group, int factor, str impl",
     _vicreg,
-    _fake,
-    _VICReg,
+    _equation,
+    num_gradients=2,
 )
 
 
@@ -191,18 +139,12 @@ def vicreg(
         raise ValueError(f"eps must be positive, got {eps}")
     check_impl("vicreg", impl)
     factor = gradient_factor(group, grad_reduce)
-    options = (invariance, variance, covariance, gamma, eps)
-    if contract.under_functorch():
-        if group is not None:
-            raise RuntimeError("vicreg with group= does not work inside torch.func transforms")
-        return _plain(z1, z2, *options)
     z2 = z2 if z2.dtype == z1.dtype else z2.to(z1.dtype)
-    recorded = contract.wants_gradient(z1, z2)
-    inputs = (z1, z2, *options, "" if group is None else group.group_name, factor, impl, recorded)
-    return contract.call(_VICReg, _vicreg, "vicreg", recorded, inputs)
+    name = "" if group is None else group.group_name
+    return _OBJECTIVE((z1, z2), (invariance, variance, covariance, gamma, eps, name, factor, impl))
 
 
-class VICRegLoss(nn.Module):
+class VICRegLoss(LossModule):
     """`vicreg` as a module; the arguments are those of the function."""
 
     def __init__(
@@ -217,10 +159,16 @@ class VICRegLoss(nn.Module):
         grad_reduce: str = "mean",
         impl: str = "auto",
     ) -> None:
-        super().__init__()
-        self.invariance, self.variance, self.covariance = invariance, variance, covariance
-        self.gamma, self.eps = gamma, eps
-        self.group, self.grad_reduce, self.impl = group, grad_reduce, impl
+        super().__init__(
+            invariance=invariance,
+            variance=variance,
+            covariance=covariance,
+            gamma=gamma,
+            eps=eps,
+            group=group,
+            grad_reduce=grad_reduce,
+            impl=impl,
+        )
 
     def forward(
         self,
@@ -228,20 +176,4 @@ class VICRegLoss(nn.Module):
         z2: Tensor,  # [N, D]
     ) -> Tensor:
         """`vicreg(z1, z2)` with the module's settings."""
-        return vicreg(
-            z1,
-            z2,
-            invariance=self.invariance,
-            variance=self.variance,
-            covariance=self.covariance,
-            gamma=self.gamma,
-            eps=self.eps,
-            group=self.group,
-            grad_reduce=self.grad_reduce,
-            impl=self.impl,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings that `print(module)` shows."""
-        shown = ("invariance", "variance", "covariance", "gamma", "eps", "impl")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        return vicreg(z1, z2, **self.settings)

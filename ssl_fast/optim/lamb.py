@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ssl_fast.ops.lamb import lamb_step_
 from ssl_fast.optim.apex_lamb import ApexLamb
+from ssl_fast.optim.wide_state import check_group, evaluate, load_wide_state, with_gradients
 
 __all__ = ["LAMB"]
 
@@ -100,13 +101,7 @@ class LAMB(Optimizer):
         if self._apex is not None:
             self._apex.load_state_dict(self.param_groups, state_dict)
             return
-        saved_ids = (i for group in state_dict["param_groups"] for i in group["params"])
-        params = (p for group in self.param_groups for p in group["params"])
-        for saved_id, p in zip(saved_ids, params, strict=True):
-            for name in _MOMENTS:
-                saved = state_dict["state"].get(saved_id, {}).get(name)
-                if saved is not None:
-                    self.state[p][name] = _new_moment(p).copy_(saved)
+        load_wide_state(self, state_dict, _MOMENTS)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -119,10 +114,7 @@ class LAMB(Optimizer):
         Args:
             closure: re-evaluates the model and returns the loss, which `step` then returns.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         if self._apex is not None:
             self._apex.step(self.param_groups)
             return loss
@@ -131,21 +123,16 @@ class LAMB(Optimizer):
         return loss
 
     def _step_group(self, group: dict[str, Any]) -> None:
-        params = [p for p in group["params"] if p.grad is not None]
+        params, grads = with_gradients(self, group, _MOMENTS)
         if not params:
             return
-        if any(p.grad.is_sparse for p in params):
-            raise RuntimeError("LAMB needs dense gradients, got a sparse one (embedding layers: use sparse=False)")
-        for p in params:
-            if not self.state[p]:
-                self.state[p].update({name: _new_moment(p).zero_() for name in _MOMENTS})
         if group["step"].device != params[0].device:
             group["step"] = group["step"].to(params[0].device)
         group["step"] += 1
         adapt = group["adapt"]
         lamb_step_(
             params,
-            [p.grad for p in params],
+            grads,
             *([self.state[p][name] for p in params] for name in _MOMENTS),
             step=group["step"],
             lr=group["lr"],
@@ -159,16 +146,7 @@ class LAMB(Optimizer):
         )
 
 
-def _new_moment(p: Tensor) -> Tensor:
-    """Uninitialised moment with p's layout."""
-    return torch.empty_like(p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False)
-
-
 def _check(group: dict[str, Any]) -> None:
-    for name in ("lr", "eps", "weight_decay"):
-        if isinstance(group[name], float | int) and not group[name] >= 0:
-            raise ValueError(f"{name} must be at least 0, got {group[name]}")
+    check_group(group, ("lr", "eps", "weight_decay"))
     if not all(0 <= beta < 1 for beta in group["betas"]):
         raise ValueError(f"betas must lie in [0, 1), got {group['betas']}")
-    if group["adapt"] not in (None, True, False):
-        raise ValueError(f"adapt must be True, False or None, got {group['adapt']!r}")

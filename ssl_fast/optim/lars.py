@@ -10,8 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ssl_fast.ops.multi_tensor import lars_step_
+from ssl_fast.optim.wide_state import check_group, evaluate, load_wide_state, with_gradients
 
 __all__ = ["LARS"]
+
+_STATE = ("momentum_buffer",)
 
 
 class LARS(Optimizer):
@@ -87,12 +90,7 @@ class LARS(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` gave; momentum keeps its dtype, which torch's rule would cast to the parameter's."""
         super().load_state_dict(state_dict)
-        saved_ids = (i for group in state_dict["param_groups"] for i in group["params"])
-        params = (p for group in self.param_groups for p in group["params"])
-        for saved_id, p in zip(saved_ids, params, strict=True):
-            saved = state_dict["state"].get(saved_id, {}).get("momentum_buffer")
-            if saved is not None:
-                self.state[p]["momentum_buffer"] = _new_buffer(p).copy_(saved)
+        load_wide_state(self, state_dict, _STATE)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -105,27 +103,19 @@ class LARS(Optimizer):
         Args:
             closure: re-evaluates the model and returns the loss, which `step` then returns.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         for group in self.param_groups:
             self._step_group(group)
         return loss
 
     def _step_group(self, group: dict[str, Any]) -> None:
-        params = [p for p in group["params"] if p.grad is not None]
+        params, grads = with_gradients(self, group, _STATE)
         if not params:
             return
-        if any(p.grad.is_sparse for p in params):
-            raise RuntimeError("LARS needs dense gradients, got a sparse one (embedding layers: use sparse=False)")
-        for p in params:
-            if "momentum_buffer" not in self.state[p]:
-                self.state[p]["momentum_buffer"] = _new_buffer(p).zero_()
         adapt = group["adapt"]
         lars_step_(
             params,
-            [p.grad for p in params],
+            grads,
             [self.state[p]["momentum_buffer"] for p in params],
             lr=group["lr"],
             momentum=group["momentum"],
@@ -139,16 +129,7 @@ class LARS(Optimizer):
         )
 
 
-def _new_buffer(p: Tensor) -> Tensor:
-    """Uninitialised momentum with p's layout."""
-    return torch.empty_like(p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False)
-
-
 def _check(group: dict[str, Any]) -> None:
-    for name in ("lr", "momentum", "weight_decay", "trust_coefficient", "eps"):
-        if isinstance(group[name], float | int) and not group[name] >= 0:
-            raise ValueError(f"{name} must be at least 0, got {group[name]}")
+    check_group(group, ("lr", "momentum", "weight_decay", "trust_coefficient", "eps"))
     if group["nesterov"] and group["momentum"] == 0:
         raise ValueError("nesterov needs momentum > 0, got momentum=0")
-    if group["adapt"] not in (None, True, False):
-        raise ValueError(f"adapt must be True, False or None, got {group['adapt']!r}")

@@ -160,8 +160,10 @@ def test_compiled_in_one_graph(reduction: str, impl: str, device: str) -> None:
 
 def test_the_registered_op_keeps_torchs_rules(impl: str, device: str) -> None:
     x = torch.cat(views(6, 4)).detach().float().to(device).requires_grad_()
-    kind = ("dcl", 2, impl)
-    torch.library.opcheck(torch.ops.ssl_fast.self_contrast, (x, None, None, None, 5.0, True, True, "", 1, *kind, True))
+    kind = ("dcl", 2, -1, impl)
+    torch.library.opcheck(
+        torch.ops.ssl_fast.self_contrast, (x, None, None, None, None, 5.0, True, True, "", 1, *kind, True)
+    )
     torch.library.opcheck(torch.ops.ssl_fast.self_contrast_rows, (x, None, None, 5.0, True, "", *kind))
 
 

@@ -269,10 +269,11 @@ def test_compiled_in_one_graph(reduction: str, backend: str, impl: str, device: 
 
 def test_the_registered_ops_keep_torchs_rules(impl: str, device: str) -> None:
     z, y, w, wt = on(device, heads(2, 2, 4, 9, 5))
-    for coef in (None, torch.rand(4, device=device)):
-        for weights in ((w, wt), (w.detach(), wt)):
-            inputs = (z, weights[0], y, weights[1], None, coef, 10.0, 25.0, True, impl, True, weights[0].requires_grad)
-            torch.library.opcheck(torch.ops.ssl_fast.prototypes, inputs)
+    for weight in (w, w.detach()):
+        tensors, options = (z, weight, y, wt, None), (10.0, 25.0, True, impl, weight.requires_grad)
+        coef = torch.rand(4, device=device)
+        torch.library.opcheck(torch.ops.ssl_fast.prototypes, (*tensors, coef, *options, True))
+        torch.library.opcheck(torch.ops.ssl_fast.prototypes_rows, (*tensors, *options))
     torch.library.opcheck(torch.ops.ssl_fast.prototype_log_sums, (y[0], wt, torch.rand(4, device=device), 25.0, impl))
 
 

@@ -253,7 +253,7 @@ def test_compiled_in_one_graph(backend: str, impl: str, device: str) -> None:
 def test_the_registered_op_keeps_torchs_rules(impl: str, device: str) -> None:
     q, k = (z.detach().float().to(device).requires_grad_() for z in pairs(6, 4))
     for t in (None, torch.tensor(0.3, device=device, requires_grad=True)):
-        inputs = (q, k, queue_of(9, 4).to(device), t, 5.0, True, impl, True)
+        inputs = (q, k, t, queue_of(9, 4).to(device), 5.0, True, impl, True)
         torch.library.opcheck(torch.ops.ssl_fast.info_nce, inputs)
 
 

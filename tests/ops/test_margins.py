@@ -25,6 +25,31 @@ def test_the_slope_is_the_derivative(rule: Margin) -> None:
     torch.testing.assert_close(phi[inside], (angle.cos() - rule.m3)[inside])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_values_at_the_ends_are_those_of_the_angles_0_and_pi(dtype: torch.dtype) -> None:
+    cosine = torch.tensor([1.0, -1.0], dtype=dtype).requires_grad_()
+    for rule, at_0, at_pi in (
+        (Margin(m2=0.5), math.cos(0.5), -math.cos(0.5)),
+        (Margin(m3=0.35), 0.65, -1.35),
+        (Margin(1.3, 0.2, 0.1), math.cos(0.2) - 0.1, math.cos(1.3 * math.pi + 0.2) - 0.1),
+        (Margin(m2=0.5, monotone=True), math.cos(0.5), -1 - 0.5 * math.sin(0.5)),
+    ):
+        phi, slope = margined(cosine, rule)
+        torch.testing.assert_close(phi, torch.tensor([at_0, at_pi], dtype=dtype))
+        torch.testing.assert_close(torch.autograd.grad(phi.sum(), cosine)[0], slope)
+        assert slope.isfinite().all()
+
+
+def test_a_sample_on_its_centre_and_one_opposite(impl: str, device: str) -> None:
+    x = torch.tensor([[3.0, 0.0], [-3.0, 0.0]], device=device).requires_grad_()
+    weight, labels = torch.eye(2, device=device).requires_grad_(), torch.zeros(2, dtype=torch.int64, device=device)
+    rows = arcface(x, weight, labels, scale=64.0, reduction="none", impl=impl)
+    # phi = cos(0.5) and cos(pi + 0.5), the other class at cosine 0
+    wanted = [math.log1p(math.exp(-64 * math.cos(0.5))), 64 * math.cos(0.5)]
+    torch.testing.assert_close(rows.tolist(), wanted, rtol=1e-6, atol=1e-25)
+    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(rows.sum(), (x, weight)))
+
+
 def test_a_monotone_margin_never_rises_with_the_angle() -> None:
     cosine = torch.linspace(-1, 1, 2001, dtype=torch.float64)
     assert (margined(cosine, Margin(m2=0.5, monotone=True))[0].diff() > 0).all()

@@ -44,9 +44,11 @@ def test_the_registered_op_keeps_torchs_rules(with_temperature: bool, impl: str,
     x = torch.cat(views(6, 4)).detach().float().to(device).requires_grad_()
     t = torch.tensor(0.3, device=device, requires_grad=True) if with_temperature else None
     weight = torch.rand(6, device=device) if with_temperature else None
-    kind = ("nt_xent", 2, impl)
-    torch.library.opcheck(torch.ops.ssl_fast.self_contrast, (x, None, weight, t, 5.0, True, True, "", 1, *kind, True))
-    torch.library.opcheck(torch.ops.ssl_fast.self_contrast_rows, (x, None, t, 5.0, True, "", *kind))
+    kind = ("nt_xent", 2, -1, impl)
+    torch.library.opcheck(
+        torch.ops.ssl_fast.self_contrast, (x, None, weight, t, None, 5.0, True, True, "", 1, *kind, True)
+    )
+    torch.library.opcheck(torch.ops.ssl_fast.self_contrast_rows, (x, t, None, 5.0, True, "", *kind))
 
 
 # Arguments

@@ -245,9 +245,11 @@ def test_the_registered_op_keeps_torchs_rules(with_temperature: bool, impl: str,
     z, labels = rows(8, 4, 3)
     x, labels = z.detach().float().to(device).requires_grad_(), labels.to(device)
     t = torch.tensor(0.3, device=device, requires_grad=True) if with_temperature else None
-    kind = ("supcon", 1, impl)
-    torch.library.opcheck(torch.ops.ssl_fast.self_contrast, (x, labels, None, t, 5.0, True, True, "", 1, *kind, True))
-    torch.library.opcheck(torch.ops.ssl_fast.self_contrast_rows, (x, labels, t, 5.0, True, "", *kind))
+    kind = ("supcon", 1, -1, impl)
+    torch.library.opcheck(
+        torch.ops.ssl_fast.self_contrast, (x, None, None, t, labels, 5.0, True, True, "", 1, *kind, True)
+    )
+    torch.library.opcheck(torch.ops.ssl_fast.self_contrast_rows, (x, t, labels, 5.0, True, "", *kind))
 
 
 # Kinds of inputs

@@ -9,15 +9,14 @@ hyper-parameters, table 6 for the views). Much public code halves the sum, which
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_fast.data.views import Batch, View
-from ssl_fast.distributed import global_mean
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone
 from ssl_fast.models.heads import mlp
 from ssl_fast.models.teacher import Teacher
+from ssl_fast.ops.byol import byol_loss
 from ssl_fast.optim.config import OptimizerConfig
 from ssl_fast.optim.schedule import cosine_momentum
 
@@ -71,13 +70,9 @@ class BYOL(Method):
         return {"z1": z1, "z2": z2}  # each [N, D]
 
     def loss(self, embeddings: dict[str, Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
-        def distance(p: Tensor, z: Tensor) -> Tensor:
-            if p.dtype in (torch.bfloat16, torch.float16):
-                p, z = p.float(), z.float()  # 2 - 2 cos loses everything near the optimum in low precision
-            return 2 - 2 * F.cosine_similarity(p, z)  # [N]
-
-        rows = distance(embeddings["p1"], embeddings["z2"]) + distance(embeddings["p2"], embeddings["z1"])
-        return {"loss": global_mean(rows, group=self.group)}
+        one = byol_loss(embeddings["p1"], embeddings["z2"], group=self.group)
+        other = byol_loss(embeddings["p2"], embeddings["z1"], group=self.group)
+        return {"loss": one + other}
 
     def after_step(self, progress: float) -> None:
         momentum = cosine_momentum(progress, self.config.momentum)

@@ -15,7 +15,8 @@ from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone
 from ssl_fast.models.heads import mlp
 from ssl_fast.models.teacher import Teacher
-from ssl_fast.ops.info_nce import MoCoQueue, info_nce
+from ssl_fast.ops.info_nce import info_nce
+from ssl_fast.ops.moco_queue import MoCoQueue
 from ssl_fast.optim.config import OptimizerConfig
 
 

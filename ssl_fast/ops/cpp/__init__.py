@@ -12,6 +12,7 @@ from torch import Tensor
 
 # DType in csrc/ops.h
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+NO_GRADIENTS: tuple[Tensor | None, ...] = (None,) * 5  # where none is wanted
 
 
 @cache
@@ -33,7 +34,7 @@ def why_not_built(name: str) -> str | None:
 def unavailable(*tensors: Tensor) -> str | None:
     """Why the C++ kernels cannot take these tensors (of any number); None when they can."""
     for tensor in tensors:
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:  # quicker than the name of its device
             return f"the C++ kernels take CPU tensors, got one on {tensor.device}"
         if tensor.dtype not in DTYPES:
             return f"the C++ kernels take float32, float64, bfloat16 and float16, got {tensor.dtype}"
@@ -43,3 +44,13 @@ def unavailable(*tensors: Tensor) -> str | None:
 def result_dtype(dtype: torch.dtype) -> torch.dtype:
     """Of losses and gradients: float64 for float64, float32 otherwise."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor begins; 0 of none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def beside(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Room for one gradient for each contiguous tensor that is given."""
+    return tuple([None if tensor is None else torch.empty_like(tensor, dtype=dtype) for tensor in tensors])

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ssl_fast.ops.cpp import DTYPES, module, result_dtype, unavailable
+from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, result_dtype, unavailable
 
-__all__ = ["backward", "forward", "unavailable"]
+__all__ = ["backward", "forward", "objective", "unavailable"]
 
 
 def forward(
@@ -52,3 +52,30 @@ def backward(
         torch.get_num_threads(),
     )  # fmt: skip
     return dimage, dtext, dscale
+
+
+def objective(
+    image: Tensor,  # [M, D]
+    text: Tensor,  # [M, D]
+    weight: Tensor | None,  # [M]
+    scale: float,
+    normalize: bool,
+    sides: int,
+    average: bool,
+    with_grad: bool,
+    with_dscale: bool,
+) -> tuple[Tensor | None, ...]:
+    """Mean or sum over pairs and sides [] and, when wanted, dimage, dtext [M, D], dweight [M], dscale []."""
+    dtype = result_dtype(image.dtype)
+    value = image.new_empty((), dtype=dtype)
+    image, text = image.contiguous(), text.contiguous()
+    weight = None if weight is None else weight.to(dtype).contiguous()
+    grads = NO_GRADIENTS[:4]
+    if with_grad:
+        grads = beside(dtype, image, text, weight, value if with_dscale else None)
+    M, D = image.shape
+    module().clip_loss(
+        image.data_ptr(), text.data_ptr(), DTYPES[image.dtype], M, D, scale, normalize, sides, address(weight),
+        average, value.data_ptr(), *map(address, grads), torch.get_num_threads(),
+    )  # fmt: skip
+    return value, *grads

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ssl_fast.ops.cpp import DTYPES, module, result_dtype, unavailable
+from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, result_dtype, unavailable
 
-__all__ = ["forward", "unavailable"]
+__all__ = ["forward", "objective", "unavailable"]
 
 
 def forward(
@@ -29,3 +29,31 @@ def forward(
     )  # fmt: skip
     dq, dk, dinv = grads
     return loss, dq, dk, dinv
+
+
+def objective(
+    q: Tensor,  # [B, D]
+    k: Tensor,  # [B, D]
+    weight: Tensor | None,  # [B]
+    queue: Tensor,  # [K, D] unit rows
+    inv_temperature: float,
+    normalize: bool,
+    average: bool,
+    with_grad: bool,
+    with_dtemperature: bool,
+) -> tuple[Tensor | None, ...]:
+    """Mean or sum over the rows [] and, when wanted, dq, dk [B, D], dweight [B], dtemperature []; all in one call."""
+    dtype = result_dtype(q.dtype)
+    value = q.new_empty((), dtype=dtype)
+    q, k, queue = q.contiguous(), k.contiguous(), queue.contiguous()
+    weight = None if weight is None else weight.to(dtype).contiguous()
+    grads = NO_GRADIENTS[:4]
+    if with_grad:
+        grads = beside(dtype, q, k, weight, value if with_dtemperature else None)
+    B, D = q.shape
+    module().info_nce(
+        q.data_ptr(), k.data_ptr(), DTYPES[q.dtype], queue.data_ptr(), DTYPES[queue.dtype], B, queue.shape[0],
+        D, inv_temperature, normalize, address(weight), average, value.data_ptr(), *map(address, grads),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return value, *grads

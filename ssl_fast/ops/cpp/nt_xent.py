@@ -1,12 +1,12 @@
-"""NT-Xent, SupCon and DCL on the CPU: csrc/cpu/nt_xent_forward.cpp and nt_xent_backward.cpp."""
+"""NT-Xent, SupCon and DCL on the CPU: csrc/cpu/nt_xent_forward.cpp, nt_xent_backward.cpp and self_contrast.cpp."""
 
 import torch
 from torch import Tensor
 
 from ssl_fast.ops.classes import Classes
-from ssl_fast.ops.cpp import DTYPES, module, result_dtype, unavailable
+from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, result_dtype, unavailable
 
-__all__ = ["backward", "forward", "unavailable"]
+__all__ = ["backward", "forward", "objective", "unavailable"]
 
 
 def forward(
@@ -60,3 +60,35 @@ def backward(
         torch.get_num_threads(),
     )  # fmt: skip
     return dx, zdz
+
+
+def objective(
+    x: Tensor,  # [R, D] the views one after the other, or the first of two
+    second: Tensor | None,  # [R, D] then the second
+    weight: Tensor | None,  # [N]
+    inv_temperature: float,
+    normalize: bool,
+    average: bool,
+    labels: Tensor | None,  # [R] int64
+    ignore_index: int,
+    num_views: int,
+    decoupled: bool,
+    with_grad: bool,
+    with_dtemperature: bool,
+) -> tuple[Tensor | None, ...]:
+    """Mean or sum over the rows [] and, when wanted, dx, dsecond, dweight [N] and dtemperature []; all in one call."""
+    dtype = result_dtype(x.dtype)
+    value = x.new_empty((), dtype=dtype)
+    x, second = x.contiguous(), None if second is None else second.contiguous()
+    weight = None if weight is None else weight.to(dtype).contiguous()
+    labels = None if labels is None else labels.contiguous()
+    grads = NO_GRADIENTS[:4]
+    if with_grad:
+        grads = beside(dtype, x, second, weight, value if with_dtemperature else None)
+    num_rows, D = x.shape
+    module().self_contrast(
+        x.data_ptr(), address(second), DTYPES[x.dtype], num_rows if second is None else 2 * num_rows, D, num_views,
+        address(labels), ignore_index, address(weight), inv_temperature, normalize, decoupled, average,
+        value.data_ptr(), *map(address, grads), torch.get_num_threads(),
+    )  # fmt: skip
+    return value, *grads

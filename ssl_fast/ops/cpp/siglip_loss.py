@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ssl_fast.ops.cpp import DTYPES, module, result_dtype, unavailable
+from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, result_dtype, unavailable
 
-__all__ = ["forward", "unavailable"]
+__all__ = ["forward", "objective", "unavailable"]
 
 
 def forward(
@@ -36,3 +36,32 @@ def forward(
     )  # fmt: skip
     dimage, dtext, dscale, dbias = grads
     return loss, dimage, dtext, dscale, dbias
+
+
+def objective(
+    image: Tensor,  # [M, D]
+    text: Tensor,  # [M, D]
+    weight: Tensor | None,  # [M]
+    scale: float,
+    bias: float,
+    normalize: bool,
+    average: bool,
+    with_grad: bool,
+    with_dscale: bool,
+    with_dbias: bool,
+) -> tuple[Tensor | None, ...]:
+    """Mean or sum over the images [] and, when wanted, dimage, dtext [M, D], dweight [M], dscale [], dbias []."""
+    dtype = result_dtype(image.dtype)
+    value = image.new_empty((), dtype=dtype)
+    image, text = image.contiguous(), text.contiguous()
+    weight = None if weight is None else weight.to(dtype).contiguous()
+    grads = NO_GRADIENTS[:5]
+    if with_grad:
+        numbers = (value if with_dscale else None, value if with_dbias else None)
+        grads = beside(dtype, image, text, weight, *numbers)
+    M, D = image.shape
+    module().siglip_loss(
+        image.data_ptr(), text.data_ptr(), DTYPES[image.dtype], M, D, scale, bias, normalize, address(weight), average,
+        value.data_ptr(), *map(address, grads), torch.get_num_threads(),
+    )  # fmt: skip
+    return value, *grads
