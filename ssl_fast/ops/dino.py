@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ssl_fast.distributed import Group
 from ssl_fast.ops import contract
 from ssl_fast.ops.loss_module import LossModule
-from ssl_fast.ops.prototypes import Pairs, compare, log_sums, prototypes_reference
+from ssl_fast.ops.prototypes import Pairs, compare, log_sums, prototypes_reference, result_dtype
 from ssl_fast.ops.sinkhorn import balance, balance_logits, check_settings
 
 Center = Tensor | str | None
@@ -124,6 +124,10 @@ def unit_prototypes(
     return unit, F.normalize(contract.widened(weight_teacher.detach()), dim=1, eps=1e-12)
 
 
+# So many of the teacher's logits (32 MB) are kept while they are balanced; of more, each iteration multiplies anew.
+STORED_LOGITS = 1 << 23
+
+
 @torch.no_grad()
 def teacher_bias(
     teacher: Tensor,  # [M, D], or logits [M, K]
@@ -148,6 +152,10 @@ def teacher_bias(
     if center != "sinkhorn":
         raise ValueError(f"center must be a tensor, 'sinkhorn' or None, got {center!r}")
     check_settings(temperature, iterations)
+    if weight_teacher is not None and len(teacher) * num_prototypes <= STORED_LOGITS:
+        dtype = result_dtype(teacher, weight_teacher)
+        with torch.autocast(teacher.device.type, enabled=False):
+            teacher, weight_teacher = teacher.to(dtype) @ weight_teacher.detach().to(dtype).T, None
     if weight_teacher is None:
         return balance_logits(teacher, temperature, iterations, group)
     prototypes = weight_teacher.detach()

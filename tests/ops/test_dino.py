@@ -89,6 +89,14 @@ def test_a_student_that_knows_nothing_gives_log_of_the_number_of_prototypes(
     assert value.item() == pytest.approx(math.log(num_prototypes), rel=1e-6, abs=1e-6)
 
 
+@pytest.fixture(params=[True, False], ids=["stored", "streamed"])
+def stored(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the teacher's logits are kept while Sinkhorn balances them."""
+    if not request.param:
+        monkeypatch.setattr("ssl_fast.ops.dino.STORED_LOGITS", 0)
+    return bool(request.param)
+
+
 def test_rows_and_prototypes_are_the_logits(impl: str, device: str) -> None:
     z, y, w, wt = on(device, heads(3, 2, 5, 60, 8), torch.float32)
     center = torch.linspace(-0.1, 0.1, 60, device=device)
@@ -154,7 +162,7 @@ def test_absolute_errors_over_alignment_and_temperature(  # type: ignore[no-unty
 
 
 @pytest.mark.parametrize("size", [30.0, 300.0])
-def test_long_rows_and_low_temperatures_do_not_overflow(size: float, impl: str, device: str) -> None:
+def test_long_rows_and_low_temperatures_do_not_overflow(size: float, stored: bool, impl: str, device: str) -> None:
     z, y, w, wt = heads(2, 2, 9, 250, 16)
     inputs = (z.detach() * size, y * size, w.detach(), wt)
     exact = dino_reference(*inputs)
@@ -164,7 +172,7 @@ def test_long_rows_and_low_temperatures_do_not_overflow(size: float, impl: str, 
     torch.testing.assert_close(value.cpu().double(), exact, rtol=1e-4, atol=0)
 
 
-def test_sinkhorn_center_is_the_plain_assignment(impl: str, device: str) -> None:
+def test_sinkhorn_center_is_the_plain_assignment(stored: bool, impl: str, device: str) -> None:
     z, y, w, wt = (t.detach() for t in heads(2, 2, 40, 210, 12))
     for iterations in (1, 3, 8):
         q = sinkhorn((y @ wt.T).flatten(0, 1), temperature=0.04, iterations=iterations).view(2, 40, 210)
@@ -243,7 +251,7 @@ def test_autocast_changes_nothing(impl: str, device: str) -> None:
     assert grad.dtype == w.dtype
 
 
-def test_the_same_bits_every_time(impl: str, device: str) -> None:
+def test_the_same_bits_every_time(stored: bool, impl: str, device: str) -> None:
     z, y, w, wt = on(device, heads(3, 2, 60, 700, 24))
     runs = []
     for _ in range(3):
