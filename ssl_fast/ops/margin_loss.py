@@ -75,7 +75,8 @@ def margin_loss(
     classes = weight if weight.dim() == 3 else weight[:, None]
     name = "" if group is None else group.group_name
     flags = [margin.monotone, margin.exact, normalize]
-    shared = (x, classes, tensor, target, row_margins, hardness, value, [*map(float, margin[:3])], flags, name, impl)
+    numbers = [float(margin.m1), float(margin.m2), float(margin.m3)]  # torch 2.6 cannot trace a slice of a NamedTuple
+    shared = (x, classes, tensor, target, row_margins, hardness, value, numbers, flags, name, impl)
     recorded = contract.wants_gradient(x, weight, tensor)
     if reduction == "none":
         rest = (*shared, factor)
