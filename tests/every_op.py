@@ -179,7 +179,7 @@ def main() -> None:
             differentiate(name, impl)
             torch._dynamo.reset()  # one lambda, compiled for many losses
             differentiate(name, impl, lambda f: torch.compile(f, fullgraph=True, backend="aot_eager"))
-        for name, run in OTHERS.items():
+        for run in OTHERS.values():
             run(impl)
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler:

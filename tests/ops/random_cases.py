@@ -350,7 +350,9 @@ def knn_topk_case(d: Draw) -> Case:
     def ours(q: Tensor, g: Tensor, impl: str) -> Tensor:
         return both(knn_topk(q, g, k, metric=metric, impl=impl), q, g)
 
-    return Case("knn_topk", ours, lambda q, g: both(knn_topk_reference(q, g, k, metric=metric), q, g), [queries, gallery])
+    return Case(
+        "knn_topk", ours, lambda q, g: both(knn_topk_reference(q, g, k, metric=metric), q, g), [queries, gallery]
+    )
 
 
 CASES: dict[str, Callable[[Draw], Case]] = {

@@ -64,7 +64,9 @@ def sam_case(d: Draw) -> None:
     elif kind == "sgd":
         momentum = d.pick(0.0, 0.9)
         lists = _lists(d, 4) if momentum else [*_lists(d, 3), []]
-        _judge("sam", sam_sgd_step_, lists, momentum=momentum, nesterov=bool(momentum) and d.pick(True, False), **options)
+        _judge(
+            "sam", sam_sgd_step_, lists, momentum=momentum, nesterov=bool(momentum) and d.pick(True, False), **options
+        )
     else:
         _judge("sam", sam_adamw_step_, _lists(d, 5, positive=True), step=d.random.randint(1, 1000), **options)
 

@@ -9,7 +9,7 @@ _CSRC = Path(__file__).parents[3] / "csrc"
 def stamp(
     module: str,  # "_cpu" or "_cuda"
 ) -> str | None:
-    """A hash of all sources of the module, for `module.sources`; None where they are not beside the package (wheels)."""
+    """A hash of all sources of the module, for `module.sources`; None where they are not beside the package."""
     bindings = _CSRC / f"bindings{module}.cpp"
     if not bindings.exists():
         return None
