@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_fast.distributed import Group, all_gather_rows, gather_sizes, gradient_factor
+from ssl_fast.distributed import Group, all_gather_rows, gather_sizes, gradient_factor, group_by_name
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl
 from ssl_fast.ops.margin_softmax import (
@@ -71,7 +71,7 @@ def margin_loss(
         rows, target = sample_classes(target, len(weight), sample_rate, generator)
         weight = weight.index_select(0, rows)
     if row_margins is not None:
-        row_margins = all_gather_rows(row_margins.T, group).T
+        row_margins = _gathered(row_margins.T, group).T
     classes = weight if weight.dim() == 3 else weight[:, None]
     name = "" if group is None else group.group_name
     flags = [margin.monotone, margin.exact, normalize]
@@ -92,6 +92,13 @@ def targets(
     group: Group,
 ) -> Tensor:
     """All ranks' labels as places among the `num_classes` classes of this rank, [M]; else ELSEWHERE or IGNORED."""
+    if group is not None and contract.under_tracing():
+        found: Tensor = torch.ops.ssl_fast.margin_targets(labels, num_classes, ignore_index, group.group_name)
+        return found
+    return _targets(labels, num_classes, ignore_index, group)
+
+
+def _targets(labels: Tensor, num_classes: int, ignore_index: int, group: Group) -> Tensor:
     sizes = gather_sizes(num_classes, group, labels.device)
     if labels.device.type == "cpu" and not contract.under_tracing():
         wrong = ((labels < 0) | (labels >= sum(sizes))) & (labels != ignore_index)
@@ -104,6 +111,26 @@ def targets(
     local = everyones - first
     local = torch.where((local >= 0) & (local < num_classes), local, ELSEWHERE)
     return torch.where(everyones == ignore_index, IGNORED, local)
+
+
+def _gathered(rows: Tensor, group: Group) -> Tensor:
+    if group is not None and contract.under_tracing():
+        found: Tensor = torch.ops.ssl_fast.margin_gathered(rows, group.group_name)
+        return found
+    return all_gather_rows(rows, group)
+
+
+# How many rows the other ranks have is data: the two gathers are ops of their own to torch.compile.
+contract.register(
+    "margin_targets(Tensor labels, int num_classes, int ignore_index, str group) -> Tensor",
+    lambda labels, num_classes, ignore_index, group: _targets(labels, num_classes, ignore_index, group_by_name(group)),
+    lambda labels, *others: labels.new_empty(torch.library.get_ctx().new_dynamic_size()),
+)
+contract.register(
+    "margin_gathered(Tensor rows, str group) -> Tensor",
+    lambda rows, group: all_gather_rows(rows, group_by_name(group)),
+    lambda rows, group: rows.new_empty(torch.library.get_ctx().new_dynamic_size(), *rows.shape[1:]),
+)
 
 
 def is_exact(margin_grad: str) -> bool:
