@@ -49,8 +49,8 @@ def margin_loss(
 
     Raises:
         ValueError: an argument has a wrong shape, dtype, device or value.
-        RuntimeError: `impl` is not available here, or a second derivative or a torch.func transform with `group` or
-            `sample_rate`.
+        RuntimeError: `impl` is not available here, a second derivative or a torch.func transform with `group` or
+            `sample_rate`, or both of these under torch.compile.
     """
     _check(x, weight, labels, sample_rate)
     contract.check_reduction(reduction)
@@ -68,6 +68,8 @@ def margin_loss(
         return margin_softmax_reference(wide, weight.to(wide.dtype), labels, margin, **options)
     target = targets(labels, len(weight), ignore_index, group)
     if sample_rate < 1:
+        if group is not None and contract.under_tracing():
+            raise RuntimeError("margin losses with group= sample no classes under torch.compile")
         rows, target = sample_classes(target, len(weight), sample_rate, generator)
         weight = weight.index_select(0, rows)
     if row_margins is not None:

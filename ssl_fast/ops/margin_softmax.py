@@ -315,7 +315,7 @@ def _fake(x: Tensor, weight: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_rows(x: Tensor, weight: Tensor, scale: Tensor | None, target: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
-    return _wide(x, len(x)), _wide(x, len(target))
+    return _wide(x, len(x)), _wide(x, target.shape[0])  # which torch.compile may not know: `len` would ask
 
 
 def _fake_rows_backward(upstream: Tensor, lse: Tensor, x: Tensor, weight: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
