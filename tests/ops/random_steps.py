@@ -1,9 +1,7 @@
 """Random small lists of tensors for the steps of optimisers, every implementation against float64."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +12,7 @@ from ssl_fast.ops.multi_tensor import ema_update_, lars_step_, lookahead_update_
 from ssl_fast.ops.sam import sam_adamw_step_, sam_ascend_, sam_sgd_step_
 from tests.ops.conftest import usable
 from tests.ops.lists import assert_within_rounding
-
-if TYPE_CHECKING:
-    from tests.ops.random_cases import Draw
+from tests.ops.random_draw import Draw
 
 Lists = list[list[Tensor]]
 

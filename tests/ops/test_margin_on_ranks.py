@@ -146,7 +146,7 @@ def traced_equals_eager(rank: int, world_size: int, impl: str, name: str, reduct
         value.sum().backward()
         found.append([value.detach(), *(leaf.grad for leaf in leaves)])
     torch.testing.assert_close(found[1], found[0], **EXACT)
-    with pytest.raises(Exception, match="sample no classes under torch.compile"):
+    with pytest.raises(Exception, match="sample no classes under torch"):
         sampled = lambda x, weight: arcface(x, weight, labels, group=group, sample_rate=0.5)  # noqa: E731
         torch.compile(sampled, fullgraph=True, backend="aot_eager")(*mine)
 
