@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
+stamp = runpy.run_path(str(ROOT / "ssl_fast" / "ops" / "cpp" / "sources.py"))["stamp"]
 
 
 def find_nvcc() -> str | None:
@@ -95,6 +97,7 @@ class CMakeBuild(build_ext):
 
         arguments = [
             f"-DSSL_FAST_MODULE={name}",
+            f"-DSSL_FAST_SOURCES={stamp(name)}",
             f"-DSSL_FAST_SUFFIX={output.name.removeprefix(name)}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output.parent}",
             f"-DPython_EXECUTABLE={sys.executable}",

@@ -5,6 +5,7 @@ import datetime
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,30 @@ def environment(packages: Iterable[str] = ()) -> dict[str, str]:
 
 def write(name: str, rows: list[Mapping[str, Any]], packages: Iterable[str] = ()) -> Path:
     """Replaces benchmarks/results/<name>.csv by the rows, each with the columns of `environment`."""
+    found = environment(packages)
+    return _write(name, [{**row, **found} for row in rows])
+
+
+def merge(name: str, rows: list[Mapping[str, Any]], packages: Iterable[str] = ()) -> Path:
+    """Puts the rows in the place of those of the same op and sizes, or at the end; all others stay as they are."""
+    path, found = RESULTS / f"{name}.csv", environment(packages)
+    new = [{**row, **found} for row in rows]
+    measured = {(row["op"], row.get("sizes")) for row in new}
+    with path.open(newline="") if path.exists() else nullcontext([]) as file:
+        old = list(csv.DictReader(file))
+    replaced = [row for row in old if (row["op"], row.get("sizes")) in measured]
+    place = old.index(replaced[0]) if replaced else len(old)
+    old = [row for row in old if row not in replaced]
+    return _write(name, [*old[:place], *new, *old[place:]])
+
+
+def _write(name: str, rows: list[Mapping[str, Any]]) -> Path:
     path = RESULTS / f"{name}.csv"
     path.parent.mkdir(exist_ok=True)
-    full = [{**row, **environment(packages)} for row in rows]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(full[0]))
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(column for row in rows for column in row)))
         writer.writeheader()
-        writer.writerows(full)
+        writer.writerows(rows)
     return path
 
 

@@ -8,6 +8,7 @@ namespace py = pybind11;
 using unlocked = py::call_guard<py::gil_scoped_release>;
 
 PYBIND11_MODULE(_cpu, m) {
+  m.attr("sources") = SSL_FAST_SOURCES;
   m.def("isa", &ssl_fast::isa);
   m.def("set_isa", &ssl_fast::set_isa);
   m.def("nt_xent_forward", &ssl_fast::nt_xent_forward, unlocked());

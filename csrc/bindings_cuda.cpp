@@ -9,6 +9,7 @@ namespace py = pybind11;
 using unlocked = py::call_guard<py::gil_scoped_release>;
 
 PYBIND11_MODULE(_cuda, m) {
+  m.attr("sources") = SSL_FAST_SOURCES;
   m.attr("runtime_version") = CUDART_VERSION;
   m.def("ema_update", &ssl_fast::cuda::ema_update, unlocked());
   m.def("lars_workspace", &ssl_fast::cuda::lars_workspace);

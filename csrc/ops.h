@@ -60,6 +60,8 @@ void self_contrast(Address first,   // [M, D] the views one after the other; or 
                    Address dtemperature,  // [] or 0
                    int threads);
 // InfoNCE's loss against a queue and, unless dq is 0, the gradients of each row's own loss.
+// InfoNCE's loss against a queue and, unless dinv is 0 (rows without elements have no address), the gradients of each
+// row's own loss.
 void info_nce_forward(Address q,  // [B, D]
                       Address k,  // [B, D]
                       int dtype,
@@ -124,10 +126,10 @@ void knn_topk(Address queries,  // [Q, D]
               Address indices,  // [Q, k] int64
               int threads);
 
-// Margin softmax (csrc/cpu/margin_softmax.cpp): log-normalisers of the negatives and, unless dx and dweight are both 0
-// (one of them may be empty), the gradients of
-// sum_i row_weight_i loss_i with respect to x, weight and (mean, less the target's part) the scale. lse_given: lse is
-// read, not written; row_weight and slope then hold the weight of each row's negatives and of its target's cosine.
+// Margin softmax (csrc/cpu/margin_softmax.cpp): log-normalisers of the negatives and, unless dx, dweight and mean are
+// all 0 (some of them may be empty), the gradients of sum_i row_weight_i loss_i with respect to x, weight and (mean,
+// less the target's part) the scale. lse_given: lse is read, not written; row_weight and slope then hold the weight of
+// each row's negatives and of its target's cosine.
 void margin_softmax(Address x,  // [N, D]
                     int x_dtype,
                     Address weight,  // [C, S, D]

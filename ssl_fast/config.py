@@ -10,6 +10,7 @@ import importlib
 import os
 import pkgutil
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -87,9 +88,12 @@ def launch(
     sys.argv[1:] = sys.argv[1:] + _QUIET
 
     wrong: list[Exception] = []  # Hydra adds a line of its own to what it sees raised
+    begun = False
 
     @hydra.main(version_base="1.3", config_path=None, config_name=schema.__name__)
     def entry(config: Any) -> None:
+        nonlocal begun
+        begun = True
         try:
             _refuse_additions(config, schema, groups)
             main(OmegaConf.to_object(config))
@@ -98,6 +102,12 @@ def launch(
 
     try:
         entry()
+        if not begun:
+            sys.stdout.flush()  # all of --help has found its reader, or none is left
+    except BrokenPipeError:
+        if begun:
+            raise
+        _nobody_reads()
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_sentence(error, schema, groups, presets), error)
     if wrong:
@@ -131,6 +141,12 @@ def _refuse_additions(config: Any, schema: type, groups: Mapping[str, Mapping[st
                 walk(node[key], f"{name}.")
 
     walk(config, "")
+
+
+def _nobody_reads() -> None:
+    """Ends as programs do whose reader (`| head`) has left; what stdout still holds must not be tried again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def _fail(sentence: str, error: Exception) -> None:

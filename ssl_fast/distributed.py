@@ -176,7 +176,8 @@ def global_mean(
     if weight is None:
         sums = torch.stack((per_row.sum(), per_row.new_tensor(float(len(per_row)))))
     else:
-        sums = torch.stack(((per_row * weight).sum(), weight.to(per_row.dtype).sum()))
+        weight = weight.to(per_row.dtype)  # first: the parts of its gradient are added in this dtype
+        sums = torch.stack(((per_row * weight).sum(), weight.sum()))
     if group is not None:
         sums = _GlobalSum.apply(sums, group, factor)
     return sums[0] / torch.where(sums[1] == 0, 1, sums[1])

@@ -1,5 +1,6 @@
 """Runs a function on several gloo ranks of this machine."""
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +10,19 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+_NEEDED = ("ssl_fast.ops.margin_head",)
+
 
 def run_ranks(function: Callable[..., None], world_size: int, folder: Path, *args: Any) -> None:
     """Calls `function(rank, world_size, *args)` in one process per rank; an exception in any of them is raised here.
 
     The function must lie at the top of its module. The ranks meet in a file of `folder`: no port is taken.
     """
-    # A fork saves the import of torch on each rank, but autograd refuses it once CUDA has been in use.
-    method = "spawn" if torch.cuda.is_available() else "fork"
+    # Ranks are forked from a server that has imported what they need and done nothing: a fork of this process would
+    # inherit the threads of torch.compile and CUDA, which autograd refuses.
+    multiprocessing.set_forkserver_preload(["__main__", "pytest", __name__, *_NEEDED])
     inputs = (function, world_size, str(folder / "store"), args)
-    torch.multiprocessing.start_processes(_rank, inputs, world_size, start_method=method)
+    torch.multiprocessing.start_processes(_rank, inputs, world_size, start_method="forkserver")
 
 
 def _rank(rank: int, function: Callable[..., None], world_size: int, store: str, args: tuple[Any, ...]) -> None:

@@ -7,9 +7,16 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+from ssl_fast import backends
+from ssl_fast.ops import cpp, dispatch
+from ssl_fast.ops.cpp import sources
+from ssl_fast.ops.cpp.sources import stamp
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,6 +31,9 @@ def source(tmp_path: Path) -> Path:
     for name in ("setup.py", "CMakeLists.txt", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "csrc", folder / "csrc")
+    stamp = Path("ssl_fast", "ops", "cpp", "sources.py")
+    (folder / stamp).parent.mkdir(parents=True)
+    shutil.copy(ROOT / stamp, folder / stamp)
     return folder
 
 
@@ -87,6 +97,43 @@ def test_modules_know_no_torch(name: str) -> None:
     dynamic = subprocess.run([readelf, "-d", found.origin], capture_output=True, text=True, check=True).stdout
     needed = [line for line in dynamic.splitlines() if "NEEDED" in line]
     assert needed and not any(word in line for line in needed for word in ("torch", "c10", "cudart", "gomp"))
+
+
+def test_the_module_is_built_from_these_sources() -> None:
+    cpu = pytest.importorskip("ssl_fast._cpu", reason="the C++ module was not built")
+    assert cpu.sources == stamp("_cpu")
+
+
+@pytest.fixture
+def stale(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The native module is of other sources than those beside the package."""
+    pytest.importorskip("ssl_fast._cpu", reason="the C++ module was not built")
+    monkeypatch.setattr(cpp, "stamp", lambda name: "of other sources")
+    cpp.why_not_built.cache_clear()
+    yield
+    cpp.why_not_built.cache_clear()
+
+
+@pytest.mark.usefixtures("stale")
+@pytest.mark.parametrize("op", ["nt_xent", "multi_tensor"])
+def test_a_stale_module_is_not_used(op: str) -> None:
+    told = "ssl_fast._cpu was built from other sources: run `pip install -e .` again"
+    assert backends()[op]["cpp"] == told
+    assert dispatch.choose(op, "auto", torch.zeros(1)).__name__.startswith("ssl_fast.ops.reference.")
+    with pytest.raises(RuntimeError, match="was built from other sources"):
+        dispatch.choose(op, "cpp", torch.zeros(1))
+
+
+def test_any_source_changes_the_stamp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_CSRC", tmp_path / "csrc")
+    assert stamp("_cpu") is None  # a wheel: nothing to compare with
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    first = stamp("_cpu"), stamp("_cuda")
+    (tmp_path / "csrc" / "cpu" / "isa" / "new.cpp").touch()
+    second = stamp("_cpu"), stamp("_cuda")
+    assert first[0] != second[0] and first[1] == second[1]
+    (tmp_path / "csrc" / "ops.h").write_text("")
+    assert stamp("_cpu") != second[0] and stamp("_cuda") != second[1]
 
 
 def test_report() -> None:

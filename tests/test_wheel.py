@@ -1,4 +1,4 @@
-"""The built wheel in a clean environment with the oldest and the newest torch: README's drop-in example, C++ there."""
+"""The built wheel in a clean environment, oldest and newest torch: README's drop-in example and every public name."""
 
 import re
 import subprocess
@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import ssl_fast
+from tests import every_op
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,6 +25,10 @@ def test_the_example_of_readme_runs() -> None:
     subprocess.run([sys.executable, "-c", checked], check=True)
 
 
+def test_every_public_name_has_a_case() -> None:
+    assert {*every_op.LOSSES, *every_op.OTHERS} == {*ssl_fast.__all__} - {"__version__"}
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("torch", ["torch==2.6.*", "torch"])
 def test_the_wheel_needs_torch_alone(tmp_path: Path, torch: str) -> None:
@@ -35,5 +42,6 @@ def test_the_wheel_needs_torch_alone(tmp_path: Path, torch: str) -> None:
     run(python, "-m", "pip", "install", "--quiet", torch, wheel)
     said = run(python, "-c", example() + "\nassert backends()['nt_xent']['cpp'] == 'available'", cwd=str(tmp_path))
     assert "available" in said
+    assert "names" in run(python, str(ROOT / "tests" / "every_op.py"), cwd=str(tmp_path))
     for package in ("hydra", "torchvision", "timm"):
         assert subprocess.run([python, "-c", f"import {package}"], stderr=subprocess.DEVNULL).returncode

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.ops.bench_multi_tensor import ema_contenders, lars_contenders, measure, percent_of_floor, resnet50
+from benchmarks.ops.bench_multi_tensor import ema_contenders, lars_contenders, measure, percent_of_floor, resnet
 from benchmarks.record import write
 from ssl_fast import info_nce, nt_xent
 from ssl_fast.ops.dispatch import backends
@@ -74,7 +74,7 @@ def contrastive_rows(rounds: int) -> list[dict[str, object]]:
 
 
 def multi_tensor_rows(rounds: int) -> list[dict[str, object]]:
-    params = [p.cuda() for p in resnet50()]
+    params = [p.cuda() for p in resnet()]
     usable = [impl for impl in ("cuda", "reference") if backends()["multi_tensor"][impl] == "available"]
     rows = measure({**ema_contenders(params, usable), **lars_contenders(params, usable)}, rounds, "cuda")
     return percent_of_floor(rows)

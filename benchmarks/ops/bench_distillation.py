@@ -3,22 +3,18 @@
     python -m benchmarks.ops.bench_distillation --threads 2
 
 The head's last layer is part of what is timed: rows z [N, 256] and prototypes [K, 256] go in, for lightly through
-torch's linear layer. Times, memory and errors are those of bench_contrastive.py; the floor is the products' arithmetic
-(2 of the teacher's logits, 6 of the student's for each number of a row and prototype) at the rate of torch's own
-square product in the same run.
+torch's linear layer. Times, memory and floor: `measure.py`; errors are those on a small batch. The arithmetic is that
+of the products (2 of the teacher's logits, 6 of the student's for each number of a row and prototype).
 """
 
-import argparse
-import statistics
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.ops.bench_contrastive import Step, interleaved, matmul_rate, peak_memory
-from benchmarks.record import write
+from benchmarks.ops.measure import Contenders, Judge, Op, Step, run
 from ssl_fast import dino_loss, ibot_loss, koleo, sinkhorn, swav_loss
 from ssl_fast.ops.sinkhorn import sinkhorn_reference
 
@@ -134,15 +130,6 @@ def koleo_contenders(samples: int, dim: int, _: int, dtype: torch.dtype = torch.
     }
 
 
-CONTENDERS: dict[str, Callable[..., dict[str, Step]]] = {
-    "dino": dino_contenders,
-    "ibot": ibot_contenders,
-    "swav": swav_contenders,
-    "sinkhorn": sinkhorn_contenders,
-    "koleo": koleo_contenders,
-}
-
-
 def products(op: str, a: int, b: int, c: int) -> float:
     """FLOP of the matrix products that cannot be avoided."""
     if op == "dino":
@@ -154,50 +141,38 @@ def products(op: str, a: int, b: int, c: int) -> float:
     return 2 * a * a * b if op == "koleo" else 0
 
 
-def measure(op: str, sizes: tuple[int, int, int], rounds: int, threads: int) -> list[dict[str, Any]]:
-    steps = CONTENDERS[op](*sizes)
-    times = interleaved(steps, rounds)
-    # The plain form last in the table, in float64, on a batch small enough for it.
+def judge(op: str, contenders: Contenders, *sizes: int) -> Judge:
+    """The plain form last in the table, in float64, on a batch small enough for it."""
     small = (min(sizes[0], 64), min(sizes[1], 4096), sizes[2])
-    plain = list(CONTENDERS[op](*small))[-1]
-    truth = CONTENDERS[op](*small, dtype=torch.float64)[plain]()
-    found = CONTENDERS[op](*small)
-    floor = products(op, *sizes) / matmul_rate() * 1e3
-    rows = []
-    for name, values in times.items():
-        cut = statistics.quantiles(values, n=5)
-        error = "" if "sinkhorn" in name and op == "dino" else f"{(found[name]() - truth).norm() / truth.norm():.1e}"
-        row = {"op": op, "provider": name, "sizes": "x".join(map(str, sizes)), "direction": "forward+backward"}
-        row |= {"p20_ms": round(cut[0], 2), "p50_ms": round(statistics.median(values), 2), "p80_ms": round(cut[-1], 2)}
-        row |= {"extra_mb": round(peak_memory(CONTENDERS[op], sizes, name, threads), 1), "gradient_error": error}
-        row |= {"floor_ms": round(floor, 1), "threads": threads}
-        print(row, flush=True)
-        rows.append(row)
-    return rows
+    truth, found = contenders(*small, dtype=torch.float64), contenders(*small)
+    wanted = truth[list(truth)[-1]]()
+
+    def error(name: str, _: Tensor) -> str:
+        if op == "dino" and "sinkhorn" in name:
+            return ""  # other targets
+        return f"{(found[name]() - wanted).norm() / wanted.norm():.1e}"
+
+    return error
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--small", action="store_true", help="small sizes, nothing written: does it run?")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    sizes: dict[str, list[tuple[int, int, int]]] = {
-        "dino": [(512, 65536, 2), (64, 65536, 10)],  # samples, prototypes, views of the student
-        "ibot": [(32, 65536, 16)],  # images, prototypes, masked tokens of each
-        "swav": [(256, 3000, 8)],
-        "sinkhorn": [(1024, 65536, 0)],
-        "koleo": [(4096, 256, 0)],
-    }
-    if args.small:
-        sizes = {op: [(32, 2048, 4)] for op in sizes}
-    rows = [
-        row for op, cases in sizes.items() for case in cases for row in measure(op, case, args.rounds, args.threads)
-    ]
-    if not args.small:
-        write("ops_distillation_cpu", rows, ("lightly",))
+def table(op: str, contenders: Contenders, *sizes: tuple[int, int, int]) -> Op:
+    return Op(
+        contenders=contenders,
+        sizes=list(sizes),
+        small=(32, 2048, 4),
+        judge=functools.partial(judge, op, contenders),
+        flop=functools.partial(products, op),
+    )
+
+
+CONTENDERS = {
+    "dino": table("dino", dino_contenders, (512, 65536, 2), (64, 65536, 10)),  # samples, prototypes, student's views
+    "ibot": table("ibot", ibot_contenders, (32, 65536, 16)),  # images, prototypes, masked tokens of each
+    "swav": table("swav", swav_contenders, (256, 3000, 8)),
+    "sinkhorn": table("sinkhorn", sinkhorn_contenders, (1024, 65536, 0)),
+    "koleo": table("koleo", koleo_contenders, (4096, 256, 0)),
+}
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "ops_distillation_cpu", CONTENDERS, ("lightly",), rounds=5, error="gradient_error")

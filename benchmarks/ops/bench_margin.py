@@ -2,15 +2,12 @@
 
     python -m benchmarks.ops.bench_margin --threads 2
 
-Times, memory and floor as in `bench_contrastive`; the error is that of the gradients of x and weight together against
+Times, memory and floor: `measure.py`; the error is that of the gradients of x and weight together against
 float64. The floor is 6 N C D. "insightface's arithmetic" is what its ArcFace head does to the logits (all cosines
 clamped, the target's angle moved, the arccosine and cosine of all of them, scale, cross-entropy), written anew.
 """
 
-import argparse
-import gc
 import math
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.ops.bench_contrastive import Step, interleaved, matmul_rate, peak_memory
-from benchmarks.record import write
+from benchmarks.ops.measure import Judge, Op, Step, against, run
 from ssl_fast import arcface
 from ssl_fast.ops.arcface import arcface_reference
 
@@ -89,44 +85,24 @@ def contenders(rows: int, classes: int) -> dict[str, Step]:
     }
 
 
-def exact(rows: int, classes: int) -> Tensor:
+def judge(rows: int, classes: int) -> Judge:
     x, weight, labels = inputs(rows, classes)
-    return differentiate(arcface_reference, x.double(), weight.double(), labels)()
+    error = against(differentiate(arcface_reference, x.double(), weight.double(), labels)())
+    # Other margins and centres have other gradients: no error to state.
+    return lambda name, found: "" if "CosFace" in name or "Sub" in name or "sub" in name else error(name, found)
 
 
-def measure(rows: int, classes: int, rounds: int, threads: int) -> list[dict[str, Any]]:
-    steps, truth = contenders(rows, classes), exact(rows, classes)
-    times = interleaved(steps, rounds)
-    floor = 6 * rows * classes * DIM / matmul_rate() * 1e3
-    found = []
-    for name, values in times.items():
-        cut = statistics.quantiles(values, n=5)
-        # Other margins and centres have other gradients: no error to state.
-        same = "CosFace" not in name and "Sub" not in name and "sub" not in name
-        error = f"{((steps[name]().double() - truth).norm() / truth.norm()).item():.1e}" if same else ""
-        row = {"op": "arcface", "provider": name, "sizes": f"{rows}x{classes}x{DIM}", "direction": "forward+backward"}
-        row |= {"p20_ms": round(cut[0], 2), "p50_ms": round(statistics.median(values), 2), "p80_ms": round(cut[-1], 2)}
-        row |= {"extra_mb": round(peak_memory(contenders, (rows, classes), name, threads), 1), "gradient_error": error}
-        row |= {"floor_ms": round(floor, 1), "threads": threads}
-        print(row, flush=True)
-        found.append(row)
-        gc.collect()
-    return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--dry", action="store_true", help="one size, and nothing is written")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    rows = measure(512, 10000, args.rounds, args.threads)
-    if args.dry:
-        return
-    rows += measure(512, 100000, args.rounds, args.threads)
-    write("ops_margin_cpu", rows, ("pytorch-metric-learning",))
+CONTENDERS = {
+    "arcface": Op(
+        contenders=contenders,
+        sizes=[(512, 10000), (512, 100000)],
+        small=(256, 2000),
+        more=(DIM,),
+        judge=judge,
+        flop=lambda rows, classes: 6 * rows * classes * DIM,
+    )
+}
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "ops_margin_cpu", CONTENDERS, ("pytorch-metric-learning",), error="gradient_error")

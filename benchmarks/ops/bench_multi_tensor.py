@@ -7,7 +7,7 @@ LARS (p and g twice; where the cache keeps them between the passes the result ma
 `lerp_` of one tensor as large as the model reaches in the same run. Percentages are of medians.
 """
 
-import argparse
+import functools
 import importlib.util
 import statistics
 import time
@@ -16,7 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.record import write
+from benchmarks.ops.measure import Table, arguments
+from benchmarks.record import merge
 from ssl_fast.ops.dispatch import backends
 from ssl_fast.ops.multi_tensor import ema_update_
 from ssl_fast.optim import LARS
@@ -25,16 +26,16 @@ BYTES = {"ema": 12, "ema bf16 student": 10, "lars": 28}
 LR, MOMENTUM, WEIGHT_DECAY = 0.3, 0.9, 1e-6
 
 
-def resnet50() -> list[Tensor]:
-    """The 161 parameters of a ResNet-50, from whichever package is installed."""
+def resnet(name: str = "resnet50") -> list[Tensor]:
+    """The parameters of a ResNet (161 of ResNet-50), from whichever package is installed."""
     if importlib.util.find_spec("timm"):
         import timm
 
-        model = timm.create_model("resnet50")
+        model = timm.create_model(name)
     else:
         import torchvision
 
-        model = torchvision.models.resnet50()
+        model = getattr(torchvision.models, name)()
     return [p.detach() for p in model.parameters()]
 
 
@@ -121,25 +122,48 @@ def percent_of_floor(rows: list[dict[str, object]], bytes_moved: dict[str, int] 
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=30)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-
-    params = [p.to(arguments.device) for p in resnet50()]
-    native = "cuda" if arguments.device == "cuda" else "cpp"
+def steps(op: str, model: str, device: str = "cpu") -> dict[str, Callable[[], object]]:
+    """The contenders of one op on a model's parameters."""
+    params, native = [p.to(device) for p in resnet(model)], "cuda" if device == "cuda" else "cpp"
     usable = [impl for impl in (native, "reference") if backends()["multi_tensor"][impl] == "available"]
-    table = {**ema_contenders(params, usable), **lars_contenders(params, usable)}
-    rows = percent_of_floor(measure(table, arguments.rounds, arguments.device), BYTES)
-    for row in rows:
-        row |= {"threads": arguments.threads, "parameters": sum(p.numel() for p in params), "tensors": len(params)}
-        times = f"{row['ms']:8.2f} ms (best {row['best_ms']:.2f})"
-        print(f"{row['op']:<18}{row['implementation']:<24}{times} {row['floor_percent']:5.0f} % of floor")
-    write(f"{arguments.device}_multi_tensor", rows, ("timm", "lightly"))
+    make = lars_contenders if op == "lars" else ema_contenders
+    return {name: run for (kind, name), run in make(params, usable).items() if kind == op}
+
+
+CONTENDERS = {op: Table(functools.partial(steps, op), [("resnet50",)], ("resnet18",)) for op in BYTES}
+More = Callable[[str, str, str, str], dict[str, object]]  # of op, name, model and device: further columns
+
+
+def run(
+    description: str,
+    file: str,
+    tables: dict[str, Table],
+    bytes_moved: dict[str, int],
+    packages: tuple[str, ...],
+    more: More | None = None,
+) -> None:
+    """The command line; one op at a time, for each contender holds a model. Rows are written as they come."""
+    parser = arguments(description, list(tables), 30)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for op in args.only:
+        (model,) = tables[op].small if args.small else tables[op].sizes[0]
+        params = resnet(model)
+        flat = torch.randn(2, sum(p.numel() for p in params), device=args.device)
+        table: dict[tuple[str, str], Callable[[], object]] = {
+            ("floor", "lerp_ of one tensor"): lambda flat=flat: flat[0].lerp_(flat[1], 0.004)
+        }
+        table |= {(op, name): step for name, step in tables[op].contenders(model, args.device).items()}
+        rows = percent_of_floor(measure(table, args.rounds, args.device), bytes_moved)
+        for row in rows:
+            if more is not None:
+                row |= more(str(row["op"]), str(row["implementation"]), model, args.device)
+            row |= {"threads": args.threads, "parameters": flat.shape[1], "tensors": len(params)}
+            print(row, flush=True)
+        if not args.small:
+            merge(f"{args.device}_{file}", rows, packages)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "multi_tensor", CONTENDERS, BYTES, ("timm", "lightly"))

@@ -13,17 +13,15 @@ a GPU): state and temporaries; a copy of the model is 102 MB. `error` is the lar
 gradient, after the first call, from the same call in float64.
 """
 
-import argparse
-import multiprocessing
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.ops.bench_multi_tensor import measure, percent_of_floor, random_like, resnet50
-from benchmarks.record import write
-from ssl_fast.ops.dispatch import backends
+from benchmarks.ops.bench_multi_tensor import random_like, resnet, run
+from benchmarks.ops.measure import Table, added_mb, in_a_fresh_process
 from ssl_fast.ops.gradients import centralize_gradients_, clip_grad_norm_
 from ssl_fast.ops.multi_tensor import lookahead_update_
 from ssl_fast.optim import LAMB, SAM
@@ -160,77 +158,42 @@ def error_of(make: Callable[[list[nn.Parameter]], Callable[[], object]], params:
     return max(float((a.detach().double() - b.detach()).abs().max()) for a, b in pairs)
 
 
-def extra_mb(op: str, name: str, impl: str, device: str) -> float:
-    """MB that the first call of an implementation adds at its highest, in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_memory, args=(sending, op, name, impl, device))
-    process.start()
-    found: float = receiving.recv()
-    process.join()
-    return found
-
-
-def _measure_memory(connection: Any, op: str, name: str, impl: str, device: str) -> None:
-    import timm.optim
-
+def extra_mb(op: str, name: str, model: str, device: str) -> float:
+    """MB that the first call of an implementation adds at its highest."""
     torch.set_num_threads(1)
-    make = contenders(impl, timm.optim)[op, name]
+    make = makers(op, device)[name]
     make(copies([torch.ones(8, 8, device=device)]))()  # code is there before the count begins
-    params = copies([p.to(device) for p in resnet50()])
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        make(params)()
-        connection.send((torch.cuda.max_memory_allocated() - before) / 2**20)
-        return
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # resets the high-water mark
-    held = resident("VmRSS")
-    make(params)()
-    connection.send((resident("VmHWM") - held) / 1024)
+    call = make(copies([p.to(device) for p in resnet(model)]))
+    if device == "cpu":
+        return added_mb(call)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def resident(key: str) -> int:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(key))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--ops", nargs="*", default=list(BYTES), choices=list(BYTES))
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+def makers(op: str, device: str) -> dict[str, Callable[[list[nn.Parameter]], Callable[[], object]]]:
     import timm.optim
 
-    params = [p.to(arguments.device) for p in resnet50()]
-    impl = "cuda" if arguments.device == "cuda" else "cpp"
-    if backends()["sam"][impl] != "available":
-        raise SystemExit(f"{impl}: {backends()['sam'][impl]}")
-    rows: list[dict[str, object]] = []
-    for op in arguments.ops:  # one op at a time: each contender holds a model of its own
-        makers = {key: make for key, make in contenders(impl, timm.optim).items() if key[0] == op}
-        flat = torch.randn(2, sum(p.numel() for p in params), device=arguments.device)
-        table: dict[tuple[str, str], Callable[[], object]] = {
-            ("floor", "lerp_ of one tensor"): lambda flat=flat: flat[0].lerp_(flat[1], 0.004)
-        }
-        table |= {key: make(copies(params)) for key, make in makers.items()}
-        found = percent_of_floor(measure(table, arguments.rounds, arguments.device), BYTES)
-        for row in found:
-            key = (str(row["op"]), str(row["implementation"]))
-            known = key in makers
-            row["error"] = error_of(makers[key], params) if known else 0.0
-            row["extra_mb"] = extra_mb(*key, impl, arguments.device) if known else 0.0
-            row |= {"threads": arguments.threads, "parameters": flat.shape[1], "tensors": len(params)}
-            times = f"{row['ms']:8.2f} ms (best {row['best_ms']:.2f})"
-            figures = f"{row['floor_percent']:5.0f} % of floor, {row['extra_mb']:6.0f} MB, error {row['error']:.1e}"
-            print(f"{op:<12}{row['implementation']:<22}{times} {figures}", flush=True)
-        rows += found
-    write(f"{arguments.device}_optimizer_steps", rows, ("timm",))
+    table = contenders("cuda" if device == "cuda" else "cpp", timm.optim)
+    return {name: make for (kind, name), make in table.items() if kind == op}
+
+
+def steps(op: str, model: str, device: str = "cpu") -> dict[str, Callable[[], object]]:
+    """The contenders of one op, each on parameters of its own."""
+    params = [p.to(device) for p in resnet(model)]
+    return {name: make(copies(params)) for name, make in makers(op, device).items()}
+
+
+def judged(op: str, name: str, model: str, device: str) -> dict[str, object]:
+    if op == "floor":
+        return {"error": 0.0, "extra_mb": 0.0}
+    error = error_of(makers(op, device)[name], [p.to(device) for p in resnet(model)])
+    return {"error": error, "extra_mb": in_a_fresh_process(extra_mb, op, name, model, device)}
+
+
+CONTENDERS = {op: Table(functools.partial(steps, op), [("resnet50",)], ("resnet18",)) for op in BYTES}
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "optimizer_steps", CONTENDERS, BYTES, ("timm",), judged)

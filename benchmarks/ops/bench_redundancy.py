@@ -2,31 +2,23 @@
 
     python -m benchmarks.ops.bench_redundancy --threads 2
 
-Milliseconds are p20, p50, p80 over rounds in which every contender runs once, in turning order; the first round is not
-counted. Memory is the highest resident size during one step minus that before it, in a process of its own. The error of
-a loss is that of the gradient against float64, norm-wise; that of a search is the share of the true neighbours, in
-float64, that it misses for 64 of the queries. The floor is the arithmetic at the rate of torch's own large square fp32
-product in the same run.
+Times, memory and floor: `measure.py`. The error of a loss is that of the gradient against float64, norm-wise; that of a
+search is the share of the true neighbours, in float64, that it misses for 64 of the queries.
 """
 
-import argparse
-import statistics
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.ops.bench_contrastive import Step, differentiate, interleaved, matmul_rate, peak_memory
-from benchmarks.record import write
+from benchmarks.ops.measure import Contenders, Judge, Op, Step, against, differentiate, run
 from ssl_fast import barlow_twins, byol_loss, knn_topk, vicreg
 from ssl_fast.ops.barlow_twins import barlow_twins_reference
 from ssl_fast.ops.byol import byol_reference
 from ssl_fast.ops.knn_topk import knn_topk_reference
 from ssl_fast.ops.vicreg import vicreg_reference
-
-Row = dict[str, Any]
 
 
 def views(rows: int, dim: int) -> tuple[Tensor, Tensor]:
@@ -100,12 +92,6 @@ def search_contenders(num_queries: int, rows: int, dim: int, k: int) -> dict[str
     }
 
 
-CONTENDERS: dict[str, Callable[..., dict[str, Step]]] = {
-    "vicreg": vicreg_contenders,
-    "barlow_twins": barlow_contenders,
-    "byol_loss": byol_contenders,
-    "knn_topk": search_contenders,
-}
 PLAIN: dict[str, Callable[..., Tensor]] = {
     "vicreg": lambda a, b: vicreg_reference(a, b, variance=12.5),
     "barlow_twins": barlow_twins_reference,
@@ -113,54 +99,46 @@ PLAIN: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def judge_loss(op: str, sizes: tuple[int, ...]) -> Callable[[Tensor], float]:
-    """Norm-wise error of a gradient."""
-    truth = differentiate(PLAIN[op], *(z.double() for z in views(*sizes)))()
-    return lambda gradient: ((gradient.double() - truth).norm() / truth.norm()).item()
+def judge_loss(op: str, *sizes: int) -> Judge:
+    return against(differentiate(PLAIN[op], *(z.double() for z in views(*sizes)))())
 
 
-def judge_search(op: str, sizes: tuple[int, ...]) -> Callable[[Tensor], float]:
-    """Share of the true neighbours that are missing."""
-    queries, gallery = search_inputs(*sizes[:3])
-    truth = knn_topk_reference(queries[:64].double(), gallery.double(), sizes[3])[1]
-    return lambda found: 1 - (found[:64, :, None] == truth[:, None, :]).any(2).double().mean().item()
+def judge_search(num_queries: int, rows: int, dim: int, k: int) -> Judge:
+    queries, gallery = search_inputs(num_queries, rows, dim)
+    truth = knn_topk_reference(queries[:64].double(), gallery.double(), k)[1]
+    return lambda name, found: f"{1 - (found[:64, :, None] == truth[:, None, :]).any(2).double().mean().item():.1e}"
 
 
-def measure(op: str, sizes: tuple[int, ...], flop: float, rounds: int, threads: int) -> list[Row]:
-    steps = CONTENDERS[op](*sizes)
-    judge = (judge_search if op == "knn_topk" else judge_loss)(op, sizes)
-    times = interleaved(steps, rounds)
-    floor = flop / matmul_rate() * 1e3
-    rows = []
-    for name, values in times.items():
-        cut = statistics.quantiles(values, n=5)
-        row: Row = {"op": op, "provider": name, "sizes": "x".join(map(str, sizes))}
-        row |= {"p20_ms": round(cut[0], 2), "p50_ms": round(statistics.median(values), 2), "p80_ms": round(cut[-1], 2)}
-        row |= {
-            "extra_mb": round(peak_memory(CONTENDERS[op], sizes, name, threads), 1),
-            "error": f"{judge(steps[name]()):.1e}",
-        }
-        row |= {"floor_ms": round(floor, 1), "threads": threads}
-        print(row, flush=True)
-        rows.append(row)
-    return rows
+def two_views(op: str, contenders: Contenders) -> Op:
+    return Op(
+        contenders=contenders,
+        sizes=[(256, 8192), (1024, 8192), (1024, 512)],
+        small=(256, 1024),
+        judge=functools.partial(judge_loss, op),
+        flop=lambda rows, dim: 8 * rows * dim * min(rows, dim),
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    rows: list[Row] = []
-    for samples, dim in ((256, 8192), (1024, 8192), (1024, 512)):
-        small = min(samples, dim)
-        rows += measure("vicreg", (samples, dim), 8 * samples * dim * small, args.rounds, args.threads)
-        rows += measure("barlow_twins", (samples, dim), 8 * samples * dim * small, args.rounds, args.threads)
-    rows += measure("byol_loss", (4096, 256), 0, 4 * args.rounds, args.threads)
-    rows += measure("knn_topk", (10000, 50000, 512, 200), 2 * 10000 * 50000 * 512, args.rounds, args.threads)
-    write("ops_redundancy_cpu", rows, ("lightly", "faiss-cpu", "scikit-learn"))
+CONTENDERS = {
+    "vicreg": two_views("vicreg", vicreg_contenders),
+    "barlow_twins": two_views("barlow_twins", barlow_contenders),
+    "byol_loss": Op(
+        contenders=byol_contenders,
+        sizes=[(4096, 256)],
+        small=(4096, 256),
+        judge=functools.partial(judge_loss, "byol_loss"),
+        flop=lambda rows, dim: 0,
+        times=4,
+    ),
+    "knn_topk": Op(
+        contenders=search_contenders,
+        sizes=[(10000, 50000, 512, 200)],
+        small=(500, 5000, 128, 20),
+        judge=judge_search,
+        flop=lambda queries, rows, dim, k: 2 * queries * rows * dim,
+    ),
+}
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "ops_redundancy_cpu", CONTENDERS, ("lightly", "faiss-cpu", "scikit-learn"), rounds=5)

@@ -2,13 +2,12 @@
 
     python -m benchmarks.ops.bench_self_contrast --threads 2
 
-Columns and protocol are those of bench_contrastive. The rows of supcon are of 100 classes and agree within a class as
+Times, memory and floor: `measure.py`. The rows of supcon are of 100 classes and agree within a class as
 those of a half-trained network do (cosine about 0.5); nt_xent's views have a cosine of about 0.7. The floor is the
 arithmetic 4 R^2 D over R rows, at the rate of torch's own fp32 product. pytorch-metric-learning's NTXentLoss is not
 here: it compares every positive with every negative pair, R^3 bytes (550 GB at 8,192 rows).
 """
 
-import argparse
 import functools
 from typing import Any
 
@@ -16,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.ops.bench_contrastive import DIM, TEMPERATURE, Contenders, Step, aligned, differentiate, measure
-from benchmarks.record import write
+from benchmarks.ops.bench_contrastive import DIM, TEMPERATURE, aligned
+from benchmarks.ops.measure import Contenders, Judge, Op, Step, against, differentiate, run
 from ssl_fast import dcl, nt_xent, supcon
 
 CLASSES, SIGMA = 100, 0.5
@@ -86,47 +85,42 @@ def dcl_contenders(samples: int, sigma: float | None) -> dict[str, Step]:
     }
 
 
-CONTENDERS: dict[str, Contenders] = {
-    "supcon": supcon_contenders,
-    "nt_xent": pairs_contenders,
-    "nt_xent of four views": views_contenders,
-    "dcl": functools.partial(dcl_contenders, sigma=None),
-    "dcl with weights": functools.partial(dcl_contenders, sigma=SIGMA),
-}
-ROWS_A_SAMPLE = {"supcon": 1, "nt_xent of four views": 4}
-
-
-def exact(op: str, size: int) -> Tensor:
-    """The gradient in float64, by the plain form."""
+def judge(op: str, size: int) -> Judge:
+    """Against the gradient in float64, by the plain form."""
     z1, z2 = (z.double() for z in aligned(size))
     options: dict[str, Any] = {"temperature": TEMPERATURE, "impl": "reference"}
     if op == "supcon":
         z, labels = labelled(size)
-        return differentiate(lambda a: supcon(a, labels, **options), z.double())()
+        return against(differentiate(lambda a: supcon(a, labels, **options), z.double())())
     if op == "nt_xent of four views":
-        return differentiate(lambda *z: nt_xent(*z, **options), *(z.double() for z in four_views(size)))()
+        return against(differentiate(lambda *z: nt_xent(*z, **options), *(z.double() for z in four_views(size)))())
     if op == "nt_xent":
-        return differentiate(lambda a, b: nt_xent(a, b, **options), z1, z2)()
-    return differentiate(lambda a, b: dcl(a, b, sigma=SIGMA if "weights" in op else None, **options), z1, z2)()
+        return against(differentiate(lambda a, b: nt_xent(a, b, **options), z1, z2)())
+    return against(differentiate(lambda a, b: dcl(a, b, sigma=SIGMA if "weights" in op else None, **options), z1, z2)())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--ops", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
-    parser.add_argument("--rows", type=int, nargs="+", default=[1024, 4096, 8192])
-    parser.add_argument("--no-write", action="store_true", help="print only")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    rows: list[dict[str, Any]] = []
-    for op in args.ops:
-        for num_rows in args.rows:
-            sizes, flop = (num_rows // ROWS_A_SAMPLE.get(op, 2),), 4 * num_rows**2 * DIM
-            rows += measure(op, CONTENDERS[op], exact(op, *sizes), sizes, flop, args.rounds, args.threads)
-    if not args.no_write:
-        write("ops_self_contrast_cpu", rows, ("lightly", "pytorch-metric-learning"))
+def table(op: str, contenders: Contenders, each: int = 2) -> Op:
+    """Sizes in samples, of `each` rows."""
+    sizes = [(rows // each,) for rows in (1024, 4096, 8192)]
+    return Op(
+        contenders=contenders,
+        sizes=sizes,
+        small=sizes[0],
+        more=(DIM,),
+        judge=functools.partial(judge, op),
+        flop=lambda samples: 4 * (each * samples) ** 2 * DIM,
+    )
+
+
+CONTENDERS = {
+    "supcon": table("supcon", supcon_contenders, 1),
+    "nt_xent": table("nt_xent", pairs_contenders),
+    "nt_xent of four views": table("nt_xent of four views", views_contenders, 4),
+    "dcl": table("dcl", functools.partial(dcl_contenders, sigma=None)),
+    "dcl with weights": table("dcl with weights", functools.partial(dcl_contenders, sigma=SIGMA)),
+}
 
 
 if __name__ == "__main__":
-    main()
+    packages = ("lightly", "pytorch-metric-learning")
+    run(__doc__, "ops_self_contrast_cpu", CONTENDERS, packages, error="gradient_error")

@@ -2,24 +2,19 @@
 
     python -m benchmarks.ops.bench_two_towers --threads 2
 
-Columns as in bench_contrastive; the gradients are left on the inputs, which exist before the count of memory begins.
-The floor is the arithmetic (8 N^2 D for a normaliser of rows or columns, 6 N^2 D for siglip_loss) at the rate of
-torch's own large square fp32 product in the same run.
+Times, memory and floor: `measure.py`; the gradients are left on the inputs, which exist before the count of memory
+begins. The arithmetic is 8 N^2 D for a normaliser of rows or columns, 6 N^2 D for siglip_loss.
 """
 
-import argparse
+import functools
 import math
-import multiprocessing
-import statistics
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.ops.bench_contrastive import Step, _status, interleaved, matmul_rate
-from benchmarks.record import write
+from benchmarks.ops.measure import Judge, Op, Step, against, run
 from ssl_fast import clip_loss, info_nce, siglip_loss
 
 SCALE, BIAS = math.log(1 / 0.07), -10.0  # as training begins; the scale is learned as its logarithm
@@ -85,66 +80,30 @@ def contenders(op: str, rows: int, dim: int) -> dict[str, Step]:
     }
 
 
-def peak_memory(op: str, rows: int, dim: int, name: str, threads: int) -> float:
-    """MB that one step adds to the resident size at its highest, in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_memory, args=(sending, op, rows, dim, name, threads))
-    process.start()
-    found: float = receiving.recv()
-    process.join()
-    return found
-
-
-def _measure_memory(connection: Any, op: str, rows: int, dim: int, name: str, threads: int) -> None:
-    torch.set_num_threads(threads)
-    step = contenders(op, rows, dim)[name]
-    contenders(op, 64, 64)[name]()  # code and threads are there before the count begins
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # resets the high-water mark
-    before = _status("VmRSS")
-    step()
-    connection.send((_status("VmHWM") - before) / 1024)
-
-
 def tangent(gradient: Tensor, image: Tensor) -> Tensor:
     """The part across the unit rows: the peers leave the normalisation, and its derivative, to the caller."""
     gradient = gradient.double()
     return gradient - image * (gradient * image).sum(1, keepdim=True)
 
 
-def measure(op: str, rows: int, dim: int, rounds: int, threads: int) -> list[dict[str, Any]]:
-    steps = contenders(op, rows, dim)
-    truth = differentiate(ours(op, "reference"), *(t.double() for t in towers(rows, dim)))()
+def judge(op: str, rows: int, dim: int) -> Judge:
     image = towers(rows, dim)[0].double()
-    times = interleaved(steps, rounds)
-    floor = FLOP[op] * rows**2 * dim / matmul_rate() * 1e3
-    found = []
-    for name, values in times.items():
-        cut = statistics.quantiles(values, n=5)
-        error = ((tangent(steps[name](), image) - truth).norm() / truth.norm()).item()
-        row = {"op": op, "provider": name, "sizes": f"{rows}x{dim}", "direction": "forward+backward"}
-        row |= {"p20_ms": round(cut[0], 2), "p50_ms": round(statistics.median(values), 2), "p80_ms": round(cut[-1], 2)}
-        row |= {"extra_mb": round(peak_memory(op, rows, dim, name, threads), 1), "gradient_error": f"{error:.1e}"}
-        row |= {"floor_ms": round(floor, 1), "threads": threads}
-        print(row, flush=True)
-        found.append(row)
-    return found
+    error = against(differentiate(ours(op, "reference"), *(t.double() for t in towers(rows, dim)))())
+    return lambda name, found: error(name, tangent(found, image))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--rows", type=int, nargs="+", default=[512, 4096])
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--trial", action="store_true", help="print only, write no results")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    rows = [row for op in FLOP for n in args.rows for row in measure(op, n, args.dim, args.rounds, args.threads)]
-    if not args.trial:
-        write("ops_two_towers_cpu", rows, ("open-clip-torch",))
+def table(op: str, factor: int) -> Op:
+    return Op(
+        contenders=functools.partial(contenders, op),
+        sizes=[(512, 512), (4096, 512)],
+        small=(512, 512),
+        judge=functools.partial(judge, op),
+        flop=lambda rows, dim: factor * rows**2 * dim,
+    )
+
+
+CONTENDERS = {op: table(op, factor) for op, factor in FLOP.items()}
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "ops_two_towers_cpu", CONTENDERS, ("open-clip-torch",), error="gradient_error")

@@ -134,7 +134,7 @@ struct InfoNCE {
 template <typename T>
 void forward(Address q, Address k, DType dtype, Address queue, DType queue_dtype, int64_t B, int64_t K, int64_t D,
              double inv_temperature, bool normalize, Address loss, Address dq, Address dk, Address dinv, int threads) {
-  InfoNCE<T> op(B, K, D, inv_temperature, threads, dq != 0);
+  InfoNCE<T> op(B, K, D, inv_temperature, threads, dinv != 0);
   op.t.load_rows(reinterpret_cast<const void*>(q), dtype, B, D, normalize, op.q.get(), op.ld, op.q_norms.get());
   op.t.load_rows(reinterpret_cast<const void*>(k), dtype, B, D, normalize, op.k.get(), op.ld, op.k_norms.get());
   op.t.pack_panels(op.q.get(), op.ld, B, D, op.panels.get());

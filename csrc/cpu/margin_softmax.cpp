@@ -315,7 +315,7 @@ void margin_softmax(Address x, int x_dtype, Address weight, int weight_dtype, Ad
                   scale,
                   hardness,
                   normalize,
-                  dx != 0 || dweight != 0,
+                  dx != 0 || dweight != 0 || mean != 0,
                   lse_given};
   const auto compute = type == DType::float64 ? run<double> : run<float>;
   compute(task, threshold, phi, slope, row_weight, lse, dx, dweight, mean, threads);

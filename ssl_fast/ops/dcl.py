@@ -44,7 +44,7 @@ def dcl_reference(
     negatives = (cosine / temperature).masked_fill(excluded, torch.finfo(z.dtype).min).logsumexp(1)
     pull = cosine[row, positive]
     pull = pull if sigma is None else pull * (2 - len(z) * (pull.detach() / sigma).softmax(0))
-    loss = (negatives - pull / temperature if len(z1) > 1 else 0 * pull).view(2, len(z1))
+    loss = (negatives - pull / temperature if len(z1) > 1 else 0 * pull / temperature).view(2, len(z1))
     loss = loss if weight is None else loss * weight
     if reduction != "mean":
         return loss if reduction == "none" else loss.sum()

@@ -10,6 +10,8 @@ Reference: Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Tra
 4, Alg. 1; Sinkhorn instead of the centre: Oquab et al. 2023, "DINOv2", arXiv:2304.07193, Sec. 4.
 """
 
+from __future__ import annotations  # torch 2.6 cannot trace the making of a function with `Tensor | None` in it
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F

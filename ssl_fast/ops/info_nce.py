@@ -221,7 +221,7 @@ def _among_keys(
     """Each query against the keys of all samples: CLIP's loss from the queries to the keys."""
     q, k = check_towers(q, k, "q", "k")
     tensor, inverse = contract.split_temperature(temperature)
-    scale = None if tensor is None else tensor.reciprocal()
+    scale = None if tensor is None else contract.widened(tensor).reciprocal()
     return contrast(q, k, (scale, inverse), 1, *options).squeeze(0)
 
 

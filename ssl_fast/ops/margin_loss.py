@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_fast.distributed import Group, all_gather_rows, gather_sizes, gradient_factor
+from ssl_fast.distributed import Group, all_gather_rows, gather_sizes, gradient_factor, group_by_name
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl
 from ssl_fast.ops.margin_softmax import (
@@ -47,8 +47,8 @@ def margin_loss(
 
     Raises:
         ValueError: an argument has a wrong shape, dtype, device or value.
-        RuntimeError: `impl` is not available here, or a second derivative or a torch.func transform with `group` or
-            `sample_rate`.
+        RuntimeError: `impl` is not available here, a second derivative or a torch.func transform with `group` or
+            `sample_rate`, or both of these under torch.compile.
     """
     _check(x, weight, labels, sample_rate)
     contract.check_reduction(reduction)
@@ -66,15 +66,18 @@ def margin_loss(
         return margin_softmax_reference(wide, weight.to(wide.dtype), labels, margin, **options)
     target = targets(labels, len(weight), ignore_index, group)
     if sample_rate < 1:
+        if group is not None and contract.under_tracing():
+            raise RuntimeError("margin losses with group= sample no classes under torch.compile")
         rows, target = sample_classes(target, len(weight), sample_rate, generator)
         weight = weight.index_select(0, rows)
     if row_margins is not None:
-        row_margins = all_gather_rows(row_margins.T, group).T
+        row_margins = _gathered(row_margins.T, group).T
     classes = weight if weight.dim() == 3 else weight[:, None]
     name = "" if group is None else group.group_name
     flags = [margin.monotone, margin.exact, normalize]
+    numbers = [float(margin.m1), float(margin.m2), float(margin.m3)]  # torch 2.6 cannot trace a slice of a NamedTuple
     tensors = (x, classes, tensor, target, row_margins, hardness)
-    shared = (value, [*map(float, margin[:3])], flags, name, impl)
+    shared = (value, numbers, flags, name, impl)
     if reduction == "none":
         return ROWS(tensors, (*shared, factor))
     return OBJECTIVE(tensors, (*shared, reduction == "mean", factor))
@@ -87,6 +90,13 @@ def targets(
     group: Group,
 ) -> Tensor:
     """All ranks' labels as places among the `num_classes` classes of this rank, [M]; else ELSEWHERE or IGNORED."""
+    if group is not None and contract.under_tracing():
+        found: Tensor = torch.ops.ssl_fast.margin_targets(labels, num_classes, ignore_index, group.group_name)
+        return found
+    return _targets(labels, num_classes, ignore_index, group)
+
+
+def _targets(labels: Tensor, num_classes: int, ignore_index: int, group: Group) -> Tensor:
     sizes = gather_sizes(num_classes, group, labels.device)
     if labels.device.type == "cpu" and not contract.under_tracing():
         wrong = ((labels < 0) | (labels >= sum(sizes))) & (labels != ignore_index)
@@ -99,6 +109,26 @@ def targets(
     local = everyones - first
     local = torch.where((local >= 0) & (local < num_classes), local, ELSEWHERE)
     return torch.where(everyones == ignore_index, IGNORED, local)
+
+
+def _gathered(rows: Tensor, group: Group) -> Tensor:
+    if group is not None and contract.under_tracing():
+        found: Tensor = torch.ops.ssl_fast.margin_gathered(rows, group.group_name)
+        return found
+    return all_gather_rows(rows, group)
+
+
+# How many rows the other ranks have is data: the two gathers are ops of their own to torch.compile.
+contract.register(
+    "margin_targets(Tensor labels, int num_classes, int ignore_index, str group) -> Tensor",
+    lambda labels, num_classes, ignore_index, group: _targets(labels, num_classes, ignore_index, group_by_name(group)),
+    lambda labels, *others: labels.new_empty(torch.library.get_ctx().new_dynamic_size()),
+)
+contract.register(
+    "margin_gathered(Tensor rows, str group) -> Tensor",
+    lambda rows, group: all_gather_rows(rows, group_by_name(group)),
+    lambda rows, group: rows.new_empty(torch.library.get_ctx().new_dynamic_size(), *rows.shape[1:]),
+)
 
 
 def is_exact(margin_grad: str) -> bool:

@@ -256,7 +256,7 @@ def _equation_rows(*inputs: Any) -> Tensor:
 
 
 def _fake_rows(x: Tensor, weight: Tensor, scale: Tensor | None, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return wide(x, len(x)), wide(x, len(target))
+    return wide(x, len(x)), wide(x, target.shape[0])  # which torch.compile may not know: `len` would ask
 
 
 _TENSORS = "Tensor x, Tensor weight, Tensor? scale, Tensor target, Tensor? row_margins, Tensor? hardness"

@@ -117,6 +117,11 @@ def supcon(
     contract.check_weight(weight, z)
     num_views = z.shape[1] if z.dim() == 3 else 1
     labels = labels.long()
+    # Widened before their second use, so that the parts of their gradients are added in fp32.
+    if base_temperature is not None and isinstance(temperature, Tensor):
+        temperature = contract.widened(temperature)
+    if num_views > 1 and weight is not None:
+        weight = contract.widened(weight).repeat_interleave(num_views)
     loss = self_contrast(
         "supcon",
         (z if z.dim() == 2 else z.flatten(0, -2),),
@@ -125,7 +130,7 @@ def supcon(
         ignore_index=ignore_index,
         temperature=temperature,
         normalize=normalize,
-        weight=weight if weight is None or num_views == 1 else weight.repeat_interleave(num_views),
+        weight=weight,
         group=group,
         grad_reduce=grad_reduce,
         reduction=reduction,

@@ -127,3 +127,30 @@ def everything(rank: int, world_size: int, impls: list[str]) -> None:
 
 def test_ranks_equal_one_rank_with_all_samples_and_classes(tmp_path: Path) -> None:
     run_ranks(everything, 2, tmp_path, sorted(set(usable("margin_softmax")) - {"triton"}))
+
+
+def traced_equals_eager(rank: int, world_size: int, impl: str, name: str, reduction: str) -> None:
+    group = distributed.world()
+    x, _, labels = samples(sum(ROWS), sum(CLASSES), 6)
+    weight = samples(1, sum(CLASSES), 6, seed=5)[1]
+    mine = [t.detach().split(n)[rank].clone() for t, n in ((x, ROWS), (weight, CLASSES))]
+    labels = labels.split(ROWS)[rank]
+
+    def loss(x: Tensor, weight: Tensor) -> Tensor:
+        return LOSSES[name][0](x, weight, labels, group=group, reduction=reduction, impl=impl)
+
+    found = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaves = [t.clone().requires_grad_() for t in mine]
+        value = function(*leaves)
+        value.sum().backward()
+        found.append([value.detach(), *(leaf.grad for leaf in leaves)])
+    torch.testing.assert_close(found[1], found[0], **EXACT)
+    with pytest.raises(Exception, match="sample no classes under torch"):
+        sampled = lambda x, weight: arcface(x, weight, labels, group=group, sample_rate=0.5)  # noqa: E731
+        torch.compile(sampled, fullgraph=True, backend="aot_eager")(*mine)
+
+
+@pytest.mark.parametrize(("name", "reduction"), [("arcface", "mean"), ("adaface", "none")])
+def test_under_compile_ranks_give_what_they_give_in_eager(tmp_path: Path, name: str, reduction: str) -> None:
+    run_ranks(traced_equals_eager, 2, tmp_path, usable("margin_softmax")[0], name, reduction)

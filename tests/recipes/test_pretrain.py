@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,6 +70,14 @@ def test_a_mistake_ends_in_one_sentence(tmp_path: Path, settings: str) -> None:
     said = [line for line in done.stderr.splitlines() if not line.startswith("runs/")]  # the stage's own line
     assert len(said) == 1 and said[0].startswith("error: ") and not done.stdout
     assert all(part in said[0] for part in MISTAKES[settings])
+
+
+def test_help_ends_quietly_when_its_reader_has_left() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, str(RECIPE), "--help"], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.returncode == 128 + signal.SIGPIPE and done.stderr == ""
 
 
 def test_under_torchrun_the_sentence_is_said_once(tmp_path: Path) -> None:

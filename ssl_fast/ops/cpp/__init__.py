@@ -10,6 +10,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ssl_fast.ops.cpp.sources import stamp
+
 # DType in csrc/ops.h
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 NO_GRADIENTS: tuple[Tensor | None, ...] = (None,) * 5  # where none is wanted
@@ -23,9 +25,15 @@ def module() -> ModuleType:
 
 @cache
 def why_not_built(name: str) -> str | None:
-    """Why the native module `name` ("_cpu" or "_cuda") is not there; None when it is."""
+    """Why the native module `name` ("_cpu" or "_cuda") is not there or not to be used; None when it is."""
     if find_spec(f"ssl_fast.{name}") is not None:
-        return None
+        try:
+            built_from = getattr(import_module(f"ssl_fast.{name}"), "sources", "unknown")
+        except ImportError as error:
+            return f"ssl_fast.{name} cannot be imported ({error})"
+        if stamp(name) in (None, built_from):
+            return None
+        return f"ssl_fast.{name} was built from other sources: run `pip install -e .` again"
     report = Path(__file__).parents[2] / "_build.json"
     reason = json.loads(report.read_text())[name] if report.exists() else "not built"
     return f"ssl_fast.{name} is missing ({reason}); install a C++ compiler and CMake, then ssl_fast again"

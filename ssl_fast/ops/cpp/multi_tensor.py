@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ssl_fast.ops.cpp import why_not_built
 from ssl_fast.ops.reference.multi_tensor import LarsSettings
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # DType in csrc/ops.h
@@ -12,10 +13,8 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 
 def unavailable(*tensors: Tensor) -> str | None:
     """Why the kernels cannot take these tensors, or None."""
-    try:
-        from ssl_fast import _cpu  # noqa: F401
-    except ImportError as error:
-        return f"ssl_fast._cpu was not built ({error})"
+    if (missing := why_not_built("_cpu")) is not None:
+        return missing
     if not all(t.is_cpu for t in tensors):
         return "it takes CPU tensors"
     if odd := {t.dtype for t in tensors} - DTYPES.keys():

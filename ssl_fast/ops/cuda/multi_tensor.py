@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ssl_fast.ops.cpp import why_not_built
 from ssl_fast.ops.reference.multi_tensor import LarsSettings
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # DType in csrc/ops.h
@@ -16,10 +17,8 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 
 def unavailable(*tensors: Tensor) -> str | None:
     """Why the kernels cannot take these tensors, or None."""
-    try:
-        from ssl_fast import _cuda  # noqa: F401
-    except ImportError as error:
-        return f"ssl_fast._cuda was not built ({error})"
+    if (missing := why_not_built("_cuda")) is not None:
+        return missing
     if not tensors:
         return None if torch.cuda.is_available() else "no CUDA device"
     if not all(t.is_cuda for t in tensors) or len({t.get_device() for t in tensors}) > 1:
