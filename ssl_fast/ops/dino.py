@@ -148,7 +148,7 @@ def teacher_bias(
         raise ValueError(f"center must be a tensor, 'sinkhorn' or None, got {center!r}")
     check_settings(temperature, iterations)
     if weight_teacher is None:
-        return balance_logits(teacher, temperature, iterations, group)
+        return balance_logits(teacher, temperature, iterations, group, impl)
     prototypes = weight_teacher.detach()
 
     def column_logs(log_v: Tensor | None) -> Tensor:
