@@ -37,7 +37,7 @@ def column_logs(
         return parts.new_full((K,), -torch.inf)
     with tiles.on_device(logits):
         for begin, chunk in _chunks(logits):
-            scaled = (None, None) if log_v is None else _normalisers(chunk, inv_temperature, log_v)
+            scaled = (None, None, None) if log_v is None else (log_v, *_normalisers(chunk, inv_temperature, log_v))
             strips = -(-len(chunk) // _STRIP)
             here = slice(begin // _STRIP, begin // _STRIP + strips)
             column_kernel[(-(-K // _BLOCK_C), strips)](
@@ -55,7 +55,8 @@ def column_logs(
                 **tiles.ROW_OPTIONS,
             )
     highest = parts[0].amax(0)
-    return highest + (parts[1] * (parts[0] - highest).exp_()).sum(0).log_()
+    logs = highest + (parts[1] * (parts[0] - highest).exp_()).sum(0).log_()
+    return logs if log_v is None else logs - log_v
 
 
 def assignments(

@@ -10,8 +10,9 @@ from .blocks import LOG2E, LOWEST
 @triton.jit
 def column_kernel(
     logits,  # [N, K]
-    largest,  # [N] fp32: with `sums` the rows' normalisers; only SCALED
-    sums,  # [N] fp32
+    log_v,  # [K] fp32; only SCALED
+    largest,  # [N] fp32: with `sums` the normalisers of x / temperature + log v; only SCALED
+    sums,  # [N] fp32; only SCALED
     column_maximum,  # [strips, K] fp32 out
     column_sum,  # [strips, K] fp32 out: of exponentials relative to the maximum
     N,
@@ -22,8 +23,10 @@ def column_kernel(
     BLOCK_C: tl.constexpr,
     SCALED: tl.constexpr,
 ):
-    """Maxima and sums over STRIP rows of exp(x / temperature), each row divided by its normaliser."""
+    """Maxima and sums over STRIP rows of exp(x / temperature), or of the assignments u_n E_nk v_k."""
     columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    if SCALED:
+        bias = tl.load(log_v + columns, mask=columns < K, other=0.0)[None, :]
     begin = tl.program_id(1) * STRIP
     highest = tl.full([BLOCK_C], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_C], tl.float32)
@@ -32,8 +35,8 @@ def column_kernel(
         inside = (rows < N)[:, None] & (columns < K)[None, :]
         cells = rows.to(tl.int64)[:, None] * K + columns[None, :]
         s = tl.load(logits + cells, mask=inside, other=0.0).to(tl.float32) * inv_temperature
-        if SCALED:  # one difference after the other: rounded together they would lose digits of large logits
-            s -= tl.load(largest + rows, mask=rows < N, other=0.0)[:, None]
+        if SCALED:  # rounded as for the normalisers, so that the roundings of large logits cancel
+            s = s + bias - tl.load(largest + rows, mask=rows < N, other=0.0)[:, None]
             s -= tl.log(tl.load(sums + rows, mask=rows < N, other=1.0))[:, None]
         s = tl.where(inside, s, LOWEST)
         previous = highest

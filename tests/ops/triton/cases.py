@@ -9,8 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_fast import (
-    barlow_twins, byol_loss, clip_loss, dcl, dino_loss, ibot_loss, info_nce, koleo, nt_xent, siglip_loss,
-    simsiam_loss, supcon, swav_loss, vicreg,
+    barlow_twins,
+    byol_loss,
+    clip_loss,
+    dcl,
+    dino_loss,
+    ibot_loss,
+    info_nce,
+    koleo,
+    nt_xent,
+    siglip_loss,
+    simsiam_loss,
+    supcon,
+    swav_loss,
+    vicreg,
 )  # fmt: skip
 from ssl_fast.ops.barlow_twins import barlow_twins_reference
 from ssl_fast.ops.byol import byol_reference
@@ -56,9 +68,7 @@ def _contrast(op: str, ours: Loss, plain: Loss, large: bool) -> Case:
 
 
 def _nt_xent(large: bool) -> Case:
-    return _contrast(
-        "nt_xent", lambda a, b, t, impl: nt_xent(a, b, temperature=t, impl=impl), nt_xent_reference, large
-    )
+    return _contrast("nt_xent", lambda a, b, t, impl: nt_xent(a, b, temperature=t, impl=impl), nt_xent_reference, large)
 
 
 def _dcl(large: bool) -> Case:
