@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -30,7 +31,8 @@ def write(name: str, rows: list[Mapping[str, Any]], packages: Iterable[str] = ()
     """Replaces benchmarks/results/<name>.csv by the rows, each with the columns of `environment`."""
     path = RESULTS / f"{name}.csv"
     path.parent.mkdir(exist_ok=True)
-    full = [{**row, **environment(packages)} for row in rows]
+    here = environment(packages)
+    full = [{**row, **here} for row in rows]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(full[0]))
         writer.writeheader()
@@ -57,5 +59,10 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
+    """Of this checkout; SSL_FAST_COMMIT says it where the files were copied without their history."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True).stdout.strip() or "unknown"
+    try:
+        found = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        found = ""
+    return found or os.environ.get("SSL_FAST_COMMIT", "unknown")
