@@ -106,7 +106,7 @@ def _candidates(
         return similarity, torch.arange(n, device=device)
     if n % _GROUP:
         similarity = F.pad(similarity, (0, -n % _GROUP), value=-torch.inf)
-    groups = similarity.unflatten(1, (-1, _GROUP))
+    groups = similarity.view(len(similarity), similarity.shape[1] // _GROUP, _GROUP)
     leaders = _encode(groups.amax(2), torch.arange(groups.shape[1], device=device))
     best = (_LAST - (leaders.topk(k, dim=1, sorted=False).values & _LAST))[:, :, None]
     columns = best * _GROUP + torch.arange(_GROUP, device=device)
