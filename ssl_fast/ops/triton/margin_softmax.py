@@ -23,7 +23,9 @@ from ssl_fast.ops.class_panels import NEVER, Negatives, panels, row_weights
 
 from . import tiles
 from .rows import EPS, row_block, row_options
-from .towers import Tower, grid, multiply, options, weights_like
+from .towers import BLOCK_C, BLOCK_R, Tower, multiply, options, weights_like
+
+_TILES = 4  # a strip: tiles that a program walks
 
 
 def unavailable(*tensors: Tensor) -> str | None:
@@ -77,15 +79,21 @@ class _Problem:
             tiles.device_scalar(number, x.device) for number in (negatives.scale, negatives.hardness)
         )
         C, S, _ = weight.shape
-        self.panels = list(panels(len(x), C, S, itemsize=4))
+        self.panels = list(panels(len(x), C, S, itemsize=4)) if len(x) else []
+        self.strips = [-(-(end - begin) // (_TILES * BLOCK_C)) for begin, end in self.panels]
+        self.grids = [(-(-len(x) // BLOCK_R), strips) for strips in self.strips]
         self.kept: Tensor | None = None
+
+    def _per_strip(self, numbers: int) -> Tensor:
+        """Room for what the kernels leave of each strip of all panels and each row, [numbers, strips, M]."""
+        return torch.empty(numbers, sum(self.strips), len(self.target), device=self.target.device)
 
     def _panel(self, begin: int, end: int) -> tuple[Tensor, list[Any], dict[str, Any]]:
         """A panel's products, and arguments and options that both kernels share."""
         centres = slice(begin * self.shape[1], end * self.shape[1])
         products = multiply(self.x.rows, self.weight.rows[centres].T) if self.kept is None else self.kept
         arguments = [self.x.inverse, self.weight.inverse[centres], self.target, self.threshold]
-        flags = {"S": self.shape[1], "HARD": self.threshold is not None}
+        flags = {"S": self.shape[1], "HARD": self.threshold is not None, "TILES": _TILES}
         flags |= {f"TENSOR_{name}": isinstance(number, Tensor) for name, number in self._numbers().items()}
         return products, arguments, {**flags, **options()}
 
@@ -96,21 +104,22 @@ class _Problem:
         """Log of the sum over all classes but the target, [M]; about -1e30 where there is none."""
         from .margin_softmax_kernels import class_sum_kernel
 
-        M = len(self.target)
-        highest, total = torch.full((M,), NEVER, device=self.target.device), self.x.inverse.new_zeros(M)
-        for begin, end in self.panels if M else ():
+        M, parts = len(self.target), self._per_strip(2)
+        for (begin, end), tiling, (maxima, sums) in zip(self.panels, self.grids, self._split(parts), strict=True):
             products, arguments, flags = self._panel(begin, end)
-            tiling = grid(M, end - begin)
-            parts = highest.new_empty(2, tiling[1] + 1, M)
-            parts[0, -1], parts[1, -1] = highest, total
-            class_sum_kernel[tiling](
-                products, *arguments, *parts, *self._numbers().values(), begin, M, end - begin, **flags
-            )
-            highest = parts[0].amax(0)
-            total = (parts[1] * (parts[0] - highest).exp_()).sum(0)
+            numbers = self._numbers().values()
+            class_sum_kernel[tiling](products, *arguments, maxima, sums, *numbers, begin, M, end - begin, **flags)
             if keep and len(self.panels) == 1:
                 self.kept = products
+        if not self.panels:
+            return torch.full((M,), NEVER, device=parts.device)
+        highest = parts[0].amax(0)
+        total = (parts[1] * (parts[0] - highest).exp_()).sum(0)
         return (highest.double() + total.double().log()).clamp_min_(NEVER).float()
+
+    def _split(self, parts: Tensor) -> tuple[Tensor, ...]:
+        """What belongs to each panel."""
+        return torch.split(parts, self.strips, dim=1) if self.panels else ()
 
     def gradients(self, lse: Tensor, coef: Tensor, pull: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """dx [M, D], dweight [C, S, D] and sum_j coef p f [M]."""
@@ -118,18 +127,17 @@ class _Problem:
 
         (_, S, D), M = self.shape, len(self.target)
         per_row = [values.float().contiguous() for values in (lse, coef, pull)]
-        dx, mean = torch.zeros(M, D, device=lse.device), torch.zeros(M, device=lse.device)
-        dweight = torch.zeros(self.shape, device=lse.device) if M == 0 else dx.new_empty(self.shape)
-        for begin, end in self.panels if M else ():
+        dx, parts = torch.zeros(M, D, device=lse.device), self._per_strip(1)
+        dweight = dx.new_empty(self.shape) if M else dx.new_zeros(self.shape)
+        for (begin, end), tiling, mean in zip(self.panels, self.grids, self._split(parts), strict=True):
             products, arguments, flags = self._panel(begin, end)
-            weights, tiling = weights_like(products, self.x.rows), grid(M, end - begin)
-            parts = mean.new_empty(tiling[1], M)
+            weights = weights_like(products, self.x.rows)
             class_weight_kernel[tiling](
                 products,
                 weights,
                 *arguments,
                 *per_row,
-                parts,
+                mean,
                 *self._numbers().values(),
                 begin,
                 M,
@@ -137,12 +145,11 @@ class _Problem:
                 UPCAST=tiles.interpreted(),
                 **flags,
             )
-            mean += parts.sum(0)
             centres = slice(begin * S, end * S)
             dx += multiply(weights, self.weight.rows[centres])
             self._finish(multiply(weights.T, self.x.rows), self.weight, centres, dweight.view(-1, D)[centres])
         self._finish(dx, self.x, slice(None), dx)
-        return dx, dweight, mean
+        return dx, dweight, parts[0].sum(0)
 
     def _finish(self, g: Tensor, tower: Tower, part: slice, out: Tensor) -> None:
         """From products of weights and rows to the gradient of raw rows [N, D]."""

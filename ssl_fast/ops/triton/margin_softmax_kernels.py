@@ -2,7 +2,8 @@
 """Device code of margin_softmax: what happens to a panel of products <x_i, w_js> between two matrix products.
 
 M rows i, B classes j of the panel (the first is class `first`) with S centres s each. Raw rows are multiplied, so that
-nothing is rounded before: the inverse norms make the products cosines here, in fp32.
+nothing is rounded before: the inverse norms make the products cosines here, in fp32. A program walks a strip of TILES
+tiles, so that few numbers are left for the host to add up.
 """
 
 import triton
@@ -17,21 +18,19 @@ def load_cosines(
     row_inverse,  # [M] fp32
     column_inverse,  # [B S] fp32
     target,  # [M] int64
+    rows,
+    columns,
     first,
     M,
     B,
     S: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
 ):
-    """One tile: its rows, columns, cells, which of them exist, which are targets; cosines with the nearest centres."""
-    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    """One tile: its cells, which of them exist, which are targets; cosines with the nearest centres, and which."""
     inside = (rows < M)[:, None] & (columns < B)[None, :]
     cells = (rows.to(tl.int64)[:, None] * B + columns[None, :]) * S
     over_row = tl.load(row_inverse + rows, mask=rows < M, other=0.0)[:, None]
-    best = tl.full([BLOCK_R, BLOCK_C], LOWEST, tl.float32)
-    centre = tl.zeros([BLOCK_R, BLOCK_C], tl.int32)
+    best = tl.full(inside.shape, LOWEST, tl.float32)
+    centre = tl.zeros(inside.shape, tl.int32)
     for s in range(S):
         over_centre = tl.load(column_inverse + columns * S + s, mask=columns < B, other=0.0)[None, :]
         c = tl.load(products + cells + s, mask=inside, other=0.0) * over_row * over_centre
@@ -39,7 +38,7 @@ def load_cosines(
         best = tl.where(nearer, c, best)
         centre = tl.where(nearer, s, centre)
     local = tl.load(target + rows, mask=rows < M, other=-1) - first
-    return rows, columns, cells, inside, columns[None, :] == local[:, None], best, centre
+    return cells, inside, columns[None, :] == local[:, None], best, centre
 
 
 @triton.jit
@@ -61,8 +60,8 @@ def class_sum_kernel(
     column_inverse,  # [B S] fp32
     target,  # [M] int64
     threshold,  # [M] fp32; only HARD
-    row_maximum,  # [column tiles, M] fp32 out
-    row_sum,  # [column tiles, M] fp32 out: of exponentials relative to the maximum, over the negatives
+    row_maximum,  # [strips, M] fp32 out
+    row_sum,  # [strips, M] fp32 out: of exponentials relative to the maximum, over the negatives
     scale,
     hardness,
     first,
@@ -71,22 +70,30 @@ def class_sum_kernel(
     S: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    TILES: tl.constexpr,
     HARD: tl.constexpr,
     TENSOR_SCALE: tl.constexpr,
     TENSOR_HARDNESS: tl.constexpr,
 ):
-    """Maxima and sums of exponentials of one tile's rows, targets left out."""
-    rows, _, _, inside, own, c, _ = load_cosines(
-        products, row_inverse, column_inverse, target, first, M, B, S, BLOCK_R, BLOCK_C
-    )
-    f, _ = negative_value(c, threshold, hardness, rows, M, HARD, TENSOR_HARDNESS)
-    counted = inside & (own == 0)
-    v = tl.where(counted, f * load_scalar(scale, TENSOR_SCALE), LOWEST)
-    highest = tl.max(v, 1)
-    e = tl.where(counted, tl.exp2((v - highest[:, None]) * LOG2E), 0.0)
+    """Maxima and sums of exponentials of one strip's rows, targets left out."""
+    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    highest = tl.full([BLOCK_R], LOWEST, tl.float32)
+    total = tl.zeros([BLOCK_R], tl.float32)
+    for tile in range(TILES):
+        columns = (tl.program_id(1) * TILES + tile) * BLOCK_C + tl.arange(0, BLOCK_C)
+        _, inside, own, c, _ = load_cosines(
+            products, row_inverse, column_inverse, target, rows, columns, first, M, B, S
+        )
+        f, _ = negative_value(c, threshold, hardness, rows, M, HARD, TENSOR_HARDNESS)
+        counted = inside & (own == 0)
+        v = tl.where(counted, f * load_scalar(scale, TENSOR_SCALE), LOWEST)
+        previous = highest
+        highest = tl.maximum(highest, tl.max(v, 1))
+        e = tl.where(counted, tl.exp2((v - highest[:, None]) * LOG2E), 0.0)
+        total = total * tl.exp2((previous - highest) * LOG2E) + tl.sum(e, 1)
     place = tl.program_id(1).to(tl.int64) * M + rows
     tl.store(row_maximum + place, highest, mask=rows < M)
-    tl.store(row_sum + place, tl.sum(e, 1), mask=rows < M)
+    tl.store(row_sum + place, total, mask=rows < M)
 
 
 @triton.jit
@@ -100,7 +107,7 @@ def class_weight_kernel(
     lse,  # [M] fp32: log of the normalisers
     coef,  # [M] fp32: weights of the rows' negatives
     pull,  # [M] fp32: weights of their targets
-    mean,  # [column tiles, M] fp32 out: coef sum_j p f
+    mean,  # [strips, M] fp32 out: coef sum_j p f
     scale,
     hardness,
     first,
@@ -109,25 +116,33 @@ def class_weight_kernel(
     S: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    TILES: tl.constexpr,
     HARD: tl.constexpr,
     TENSOR_SCALE: tl.constexpr,
     TENSOR_HARDNESS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """(coef_i p_ij f'_ij, or -pull_i at the target) / (|x_i| |w_js|) at the nearest centre s, 0 at the others."""
-    rows, columns, cells, inside, own, c, centre = load_cosines(
-        products, row_inverse, column_inverse, target, first, M, B, S, BLOCK_R, BLOCK_C
-    )
-    f, slope = negative_value(c, threshold, hardness, rows, M, HARD, TENSOR_HARDNESS)
+    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     log_l = tl.load(lse + rows, mask=rows < M, other=0.0)[:, None]
-    p = tl.exp2((f * load_scalar(scale, TENSOR_SCALE) - log_l) * LOG2E)
-    p = tl.where(inside & (own == 0), p, 0.0) * tl.load(coef + rows, mask=rows < M, other=0.0)[:, None]
-    tl.store(mean + tl.program_id(1).to(tl.int64) * M + rows, tl.sum(p * f, 1), mask=rows < M)
-    g = tl.where(own, -tl.load(pull + rows, mask=rows < M, other=0.0)[:, None], p * slope)
-    g = g * tl.load(row_inverse + rows, mask=rows < M, other=0.0)[:, None]
-    for s in range(S):
-        over_centre = tl.load(column_inverse + columns * S + s, mask=columns < B, other=0.0)[None, :]
-        weight = tl.where(centre == s, g * over_centre, 0.0)
-        if weights.dtype.element_ty == tl.bfloat16:
-            weight = round_bf16(weight, UPCAST)
-        tl.store(weights + cells + s, weight, mask=inside)
+    push = tl.load(coef + rows, mask=rows < M, other=0.0)[:, None]
+    at_target = -tl.load(pull + rows, mask=rows < M, other=0.0)[:, None]
+    over_row = tl.load(row_inverse + rows, mask=rows < M, other=0.0)[:, None]
+    total = tl.zeros([BLOCK_R], tl.float32)
+    for tile in range(TILES):
+        columns = (tl.program_id(1) * TILES + tile) * BLOCK_C + tl.arange(0, BLOCK_C)
+        cells, inside, own, c, centre = load_cosines(
+            products, row_inverse, column_inverse, target, rows, columns, first, M, B, S
+        )
+        f, slope = negative_value(c, threshold, hardness, rows, M, HARD, TENSOR_HARDNESS)
+        p = tl.exp2((f * load_scalar(scale, TENSOR_SCALE) - log_l) * LOG2E)
+        p = tl.where(inside & (own == 0), p, 0.0) * push
+        total += tl.sum(p * f, 1)
+        g = tl.where(own, at_target, p * slope) * over_row
+        for s in range(S):
+            over_centre = tl.load(column_inverse + columns * S + s, mask=columns < B, other=0.0)[None, :]
+            weight = tl.where(centre == s, g * over_centre, 0.0)
+            if weights.dtype.element_ty == tl.bfloat16:
+                weight = round_bf16(weight, UPCAST)
+            tl.store(weights + cells + s, weight, mask=inside)
+    tl.store(mean + tl.program_id(1).to(tl.int64) * M + rows, total, mask=rows < M)
