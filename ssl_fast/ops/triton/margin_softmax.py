@@ -23,9 +23,12 @@ from ssl_fast.ops.class_panels import NEVER, Negatives, panels, row_weights
 
 from . import tiles
 from .rows import EPS, row_block, row_options
-from .towers import BLOCK_C, BLOCK_R, Tower, multiply, options, weights_like
+from .towers import Tower, multiply, weights_like
 
 _TILES = 4  # a strip: tiles that a program walks
+_BLOCK_R, _BLOCK_C = 16, 128
+# Eight numbers a thread: with 16 and 32 the kernels took 200 registers and more, and spilled.
+_OPTIONS: dict[str, Any] = {"BLOCK_R": _BLOCK_R, "BLOCK_C": _BLOCK_C, **tiles.ROW_OPTIONS, "num_warps": 8}
 
 
 def unavailable(*tensors: Tensor) -> str | None:
@@ -80,8 +83,8 @@ class _Problem:
         )
         C, S, _ = weight.shape
         self.panels = list(panels(len(x), C, S, itemsize=4)) if len(x) else []
-        self.strips = [-(-(end - begin) // (_TILES * BLOCK_C)) for begin, end in self.panels]
-        self.grids = [(-(-len(x) // BLOCK_R), strips) for strips in self.strips]
+        self.strips = [-(-(end - begin) // (_TILES * _BLOCK_C)) for begin, end in self.panels]
+        self.grids = [(-(-len(x) // _BLOCK_R), strips) for strips in self.strips]
         self.kept: Tensor | None = None
 
     def _per_strip(self, numbers: int) -> Tensor:
@@ -93,9 +96,9 @@ class _Problem:
         centres = slice(begin * self.shape[1], end * self.shape[1])
         products = multiply(self.x.rows, self.weight.rows[centres].T) if self.kept is None else self.kept
         arguments = [self.x.inverse, self.weight.inverse[centres], self.target, self.threshold]
-        flags = {"S": self.shape[1], "HARD": self.threshold is not None, "TILES": _TILES}
+        flags = {"S": self.shape[1], "HARD": self.threshold is not None}
         flags |= {f"TENSOR_{name}": isinstance(number, Tensor) for name, number in self._numbers().items()}
-        return products, arguments, {**flags, **options()}
+        return products, arguments, {**flags, **_OPTIONS}
 
     def _numbers(self) -> dict[str, float | Tensor]:
         return {"SCALE": self.scale, "HARDNESS": self.hardness}
@@ -108,7 +111,9 @@ class _Problem:
         for (begin, end), tiling, (maxima, sums) in zip(self.panels, self.grids, self._split(parts), strict=True):
             products, arguments, flags = self._panel(begin, end)
             numbers = self._numbers().values()
-            class_sum_kernel[tiling](products, *arguments, maxima, sums, *numbers, begin, M, end - begin, **flags)
+            class_sum_kernel[tiling](
+                products, *arguments, maxima, sums, *numbers, begin, M, end - begin, _TILES, **flags
+            )
             if keep and len(self.panels) == 1:
                 self.kept = products
         if not self.panels:
@@ -142,6 +147,7 @@ class _Problem:
                 begin,
                 M,
                 end - begin,
+                _TILES,
                 UPCAST=tiles.interpreted(),
                 **flags,
             )

@@ -3,7 +3,7 @@
 
 M rows i, B classes j of the panel (the first is class `first`) with S centres s each. Raw rows are multiplied, so that
 nothing is rounded before: the inverse norms make the products cosines here, in fp32. A program walks a strip of TILES
-tiles, so that few numbers are left for the host to add up.
+tiles, so that few numbers are left to add up; as a constant TILES would unroll the walk, and registers spill.
 """
 
 import triton
@@ -14,7 +14,7 @@ from .blocks import LOG2E, LOWEST, load_scalar, round_bf16
 
 @triton.jit
 def load_cosines(
-    products,  # [M, B S] fp32
+    products,  # [M, B S] fp32, from the program's first row
     row_inverse,  # [M] fp32
     column_inverse,  # [B S] fp32
     target,  # [M] int64
@@ -24,10 +24,11 @@ def load_cosines(
     M,
     B,
     S: tl.constexpr,
+    BLOCK_R: tl.constexpr,
 ):
     """One tile: its cells, which of them exist, which are targets; cosines with the nearest centres, and which."""
     inside = (rows < M)[:, None] & (columns < B)[None, :]
-    cells = (rows.to(tl.int64)[:, None] * B + columns[None, :]) * S
+    cells = tl.arange(0, BLOCK_R)[:, None] * (B * S) + (columns * S)[None, :]  # from the program's first row
     over_row = tl.load(row_inverse + rows, mask=rows < M, other=0.0)[:, None]
     best = tl.full(inside.shape, LOWEST, tl.float32)
     centre = tl.zeros(inside.shape, tl.int32)
@@ -67,22 +68,23 @@ def class_sum_kernel(
     first,
     M,
     B,
+    TILES,
     S: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    TILES: tl.constexpr,
     HARD: tl.constexpr,
     TENSOR_SCALE: tl.constexpr,
     TENSOR_HARDNESS: tl.constexpr,
 ):
     """Maxima and sums of exponentials of one strip's rows, targets left out."""
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    products += tl.program_id(0).to(tl.int64) * BLOCK_R * B * S
     highest = tl.full([BLOCK_R], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     for tile in range(TILES):
         columns = (tl.program_id(1) * TILES + tile) * BLOCK_C + tl.arange(0, BLOCK_C)
         _, inside, own, c, _ = load_cosines(
-            products, row_inverse, column_inverse, target, rows, columns, first, M, B, S
+            products, row_inverse, column_inverse, target, rows, columns, first, M, B, S, BLOCK_R
         )
         f, _ = negative_value(c, threshold, hardness, rows, M, HARD, TENSOR_HARDNESS)
         counted = inside & (own == 0)
@@ -113,10 +115,10 @@ def class_weight_kernel(
     first,
     M,
     B,
+    TILES,
     S: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    TILES: tl.constexpr,
     HARD: tl.constexpr,
     TENSOR_SCALE: tl.constexpr,
     TENSOR_HARDNESS: tl.constexpr,
@@ -124,6 +126,8 @@ def class_weight_kernel(
 ):
     """(coef_i p_ij f'_ij, or -pull_i at the target) / (|x_i| |w_js|) at the nearest centre s, 0 at the others."""
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    products += tl.program_id(0).to(tl.int64) * BLOCK_R * B * S
+    weights += tl.program_id(0).to(tl.int64) * BLOCK_R * B * S
     log_l = tl.load(lse + rows, mask=rows < M, other=0.0)[:, None]
     push = tl.load(coef + rows, mask=rows < M, other=0.0)[:, None]
     at_target = -tl.load(pull + rows, mask=rows < M, other=0.0)[:, None]
@@ -132,7 +136,7 @@ def class_weight_kernel(
     for tile in range(TILES):
         columns = (tl.program_id(1) * TILES + tile) * BLOCK_C + tl.arange(0, BLOCK_C)
         cells, inside, own, c, centre = load_cosines(
-            products, row_inverse, column_inverse, target, rows, columns, first, M, B, S
+            products, row_inverse, column_inverse, target, rows, columns, first, M, B, S, BLOCK_R
         )
         f, slope = negative_value(c, threshold, hardness, rows, M, HARD, TENSOR_HARDNESS)
         p = tl.exp2((f * load_scalar(scale, TENSOR_SCALE) - log_l) * LOG2E)
