@@ -84,7 +84,7 @@ def arcface(
             each class is on one rank, so leave the weight out of DDP.
         reduction: "mean" or "sum" over the samples (of all ranks) that are not ignored, or "none": [N]. Under "none"
             `distributed.global_mean` applies `grad_reduce` to x, and the same word here keeps weight's gradient whole.
-        impl: "auto", "cpp" or "reference".
+        impl: "auto", "triton", "cpp" or "reference".
 
     Returns:
         0-dim tensor, or [N].

@@ -94,7 +94,7 @@ def byol_loss(
             number of ranks. "sum" when they are added.
         reduction: "mean" or "sum" over the samples (of all ranks), or "none": [N], times the weights. Under "none"
             `grad_reduce` plays no part: `distributed.global_mean` applies it.
-        impl: "auto" or "reference".
+        impl: "auto", "triton" or "reference".
 
     Returns:
         0-dim tensor, or [N].

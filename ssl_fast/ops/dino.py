@@ -159,7 +159,7 @@ def teacher_bias(
         with torch.autocast(teacher.device.type, enabled=False):
             teacher, weight_teacher = teacher.to(dtype) @ weight_teacher.detach().to(dtype).T, None
     if weight_teacher is None:
-        return balance_logits(teacher, temperature, iterations, group)
+        return balance_logits(teacher, temperature, iterations, group, impl)
     prototypes = weight_teacher.detach()
 
     def column_logs(log_v: Tensor | None) -> Tensor:

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ssl_fast.distributed import Group
-
-_CHUNK = 1 << 22  # logits whose exponentials are alive at a time
+from ssl_fast.ops import contract
+from ssl_fast.ops.dispatch import check_impl, choose
 
 
 def sinkhorn_reference(
@@ -47,6 +47,7 @@ def sinkhorn(
     temperature: float = 0.05,
     iterations: int = 3,
     group: Group = None,
+    impl: str = "auto",
 ) -> Tensor:
     """The assignments Q of this rank's samples, balanced over the samples of all ranks. No gradient flows through it.
 
@@ -58,12 +59,14 @@ def sinkhorn(
         iterations: how often prototypes and samples are scaled, at least 1.
         group: process group whose ranks hold parts of one batch; the parts may differ in size and be empty. Each
             iteration adds up one vector [K] over the ranks (the first also takes its maximum). None: this process.
+        impl: "auto", "triton" or "reference".
 
     Returns:
         [N, K], rows that sum to 1; float64 for float64, else float32.
 
     Raises:
         ValueError: an argument has a wrong shape, dtype or value.
+        RuntimeError: `impl` is not available here.
 
     Example:
         >>> q = sinkhorn(torch.tensor([[1.0, 0.0], [1.0, 0.9]]), temperature=0.5, iterations=50)
@@ -73,10 +76,10 @@ def sinkhorn(
     Reference: Caron et al. 2020, arXiv:2006.09882, Eq. 3 to 5.
     """
     _check(logits, temperature, iterations)
-    log_v = balance_logits(logits, temperature, iterations, group)
-    q = torch.empty(logits.shape, dtype=log_v.dtype, device=logits.device)
-    for chunk, out in zip(_chunks(logits), _chunks(q), strict=True):
-        out.copy_(_softmax(chunk, 1 / temperature, log_v))
+    check_impl("sinkhorn", impl)
+    log_v = balance_logits(logits, temperature, iterations, group, impl)
+    run = torch.ops.ssl_fast.sinkhorn_assignments if contract.under_tracing() else _assignments
+    q: Tensor = run(logits, log_v, 1 / temperature, impl)
     return q
 
 
@@ -85,9 +88,11 @@ def balance_logits(
     temperature: float,
     iterations: int,
     group: Group,
+    impl: str = "auto",
 ) -> Tensor:
     """log v [K]: softmax over k of x / temperature + log v gives Q. The arguments are those of `sinkhorn`."""
-    return balance(lambda log_v: _column_logs(logits, 1 / temperature, log_v), iterations, group)
+    run = torch.ops.ssl_fast.sinkhorn_column_logs if contract.under_tracing() else _column_logs
+    return balance(lambda log_v: run(logits, log_v, 1 / temperature, impl), iterations, group)
 
 
 def balance(
@@ -131,36 +136,43 @@ def check_settings(temperature: float, iterations: int) -> None:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
 
 
-def _chunks(logits: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(logits, max(1, _CHUNK // max(1, logits.shape[1])))
-
-
 def _column_logs(
     logits: Tensor,  # [N, K]
-    inv_temperature: float,
     log_v: Tensor | None,  # [K]
+    inv_temperature: float,
+    impl: str,
 ) -> Tensor:
     """log sum_n u_n exp(x_nk / temperature), [K], with the u of log_v (u = 1 without)."""
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    total = logits.new_zeros(logits.shape[1], dtype=dtype)
-    if log_v is not None:
-        for chunk in _chunks(logits):
-            total += _softmax(chunk, inv_temperature, log_v).sum(0)  # u_n E_nk v_k
-        return total.log_().sub_(log_v)
-    if len(logits) == 0:
-        return total.log_()
-    highest = logits.amax(0).to(dtype)
-    for chunk in _chunks(logits):
-        total += chunk.to(dtype).sub(highest).mul_(inv_temperature).exp_().sum(0)
-    return total.log_().add_(highest, alpha=inv_temperature)
+    found: Tensor = choose("sinkhorn", impl, logits).column_logs(logits, inv_temperature, log_v)
+    return found
 
 
-def _softmax(
-    logits: Tensor,  # [n, K]
+def _assignments(
+    logits: Tensor,  # [N, K]
+    log_v: Tensor,  # [K]
     inv_temperature: float,
-    bias: Tensor,  # [K]
+    impl: str,
 ) -> Tensor:
-    return torch.add(bias, logits.to(bias.dtype), alpha=inv_temperature).softmax(1)
+    """The softmax over k of x / temperature + log v, [N, K]."""
+    found: Tensor = choose("sinkhorn", impl, logits).assignments(logits, inv_temperature, log_v)
+    return found
+
+
+def _fake_column_logs(logits: Tensor, log_v: Tensor | None, inv_temperature: float, impl: str) -> Tensor:
+    return contract.widened(logits.new_empty(logits.shape[1]))
+
+
+def _fake_assignments(logits: Tensor, log_v: Tensor, inv_temperature: float, impl: str) -> Tensor:
+    return logits.new_empty(logits.shape, dtype=log_v.dtype)
+
+
+_ARGUMENTS = "float inv_temperature, str impl"
+contract.register(
+    f"sinkhorn_column_logs(Tensor logits, Tensor? log_v, {_ARGUMENTS}) -> Tensor", _column_logs, _fake_column_logs
+)
+contract.register(
+    f"sinkhorn_assignments(Tensor logits, Tensor log_v, {_ARGUMENTS}) -> Tensor", _assignments, _fake_assignments
+)
 
 
 def _all_ranks(

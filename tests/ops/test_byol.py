@@ -114,6 +114,8 @@ def test_aligned_rows_keep_their_digits(alignment: float, dtype: torch.dtype, im
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_gradcheck(normalize: bool, impl: str) -> None:
+    if impl == "triton":
+        pytest.skip("the Triton kernel has no float64")
     p, z = pairs(4, 3)
     function = lambda p: byol_loss(p, z, normalize=normalize, reduction="none", impl=impl)  # noqa: E731
     assert torch.autograd.gradcheck(function, (p,)) and torch.autograd.gradgradcheck(function, (p,))

@@ -143,6 +143,16 @@ def test_zero_rows(impl: str, device: str) -> None:
     assert indices.tolist() == [[7, 0, 1]] and values[0, 0].item() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("k", [1, 7, 90])
+def test_the_smaller_index_among_thousands_of_equal_values(k: int, impl: str, device: str) -> None:
+    """Five different values among 3,001 columns, so that whole groups of columns are equal."""
+    generator = torch.Generator().manual_seed(k)
+    gallery = torch.randint(-2, 3, (3001, 1), generator=generator).float()
+    queries = torch.tensor([[1.0], [-1.0], [0.0]])
+    found = knn_topk(queries.to(device), gallery.to(device), k, metric="dot", impl=impl)[1]
+    assert torch.equal(found.cpu(), knn_topk_reference(queries, gallery, k, metric="dot")[1])
+
+
 # Kinds of inputs
 
 

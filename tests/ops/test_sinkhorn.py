@@ -86,7 +86,7 @@ def test_many_chunks_empty_strided_and_autocast(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(sinkhorn(logits.T.contiguous().T), q)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(sinkhorn(logits), q)
-    monkeypatch.setattr("ssl_fast.ops.sinkhorn._CHUNK", 100)
+    monkeypatch.setattr("ssl_fast.ops.reference.sinkhorn._CHUNK", 100)
     torch.testing.assert_close(sinkhorn(logits), q)
     assert sinkhorn(logits[:0]).shape == (0, 30)
 
@@ -98,6 +98,13 @@ def test_compiled_in_one_graph() -> None:
     torch.testing.assert_close(compiled(logits), sinkhorn(logits))
 
 
+def test_the_registered_ops_keep_torchs_rules() -> None:
+    logits, log_v = logits_of(6, 4).bfloat16(), torch.randn(4)
+    for bias in (None, log_v):
+        torch.library.opcheck(torch.ops.ssl_fast.sinkhorn_column_logs, (logits, bias, 20.0, "auto"))
+    torch.library.opcheck(torch.ops.ssl_fast.sinkhorn_assignments, (logits, log_v, 20.0, "auto"))
+
+
 @pytest.mark.parametrize(
     ("logits", "options", "message"),
     [
@@ -105,6 +112,7 @@ def test_compiled_in_one_graph() -> None:
         (torch.ones(3, 2).int(), {}, "logits must be floating point.*int32"),
         (torch.ones(3, 2), {"temperature": 0}, "temperature must be positive, got 0"),
         (torch.ones(3, 2), {"iterations": 0}, "iterations must be at least 1, got 0"),
+        (torch.ones(3, 2), {"impl": "cpp"}, "impl of sinkhorn must be 'auto' or one of triton, reference, got 'cpp'"),
     ],
 )
 def test_wrong_arguments_are_named(logits: Tensor, options: dict[str, Any], message: str) -> None:

@@ -2,6 +2,9 @@
 
 Similarity and column travel as one integer: the bits of the fp32 number, made to sort as the number does, above the
 column counted from the end. All keys differ, so that any top-k of them is the one answer, and nothing waits for a GPU.
+
+A selection among 64-bit keys costs many times what a similarity does. So the tile is first reduced to the largest of
+every 16 neighbouring columns, and only the columns of the k best of these groups are made into keys.
 """
 
 import torch
@@ -11,7 +14,8 @@ from torch import Tensor
 from ssl_fast.ops.contract import widened
 
 WORKSPACE = 64 << 20  # bytes: the largest tile of the similarity matrix
-_QUERY_TILE = 512  # rows of a tile: enough for an efficient matrix product, few enough that its columns stay long
+_QUERY_TILE = 256  # rows of a tile: enough for an efficient matrix product, few enough that its columns stay long
+_GROUP = 16
 _LAST = 0xFFFFFFFF  # the key of column 0
 
 
@@ -54,8 +58,9 @@ def _similarity(
     metric: str,
 ) -> Tensor:
     """What ranks the rows, [q, n]: products, for l2 less half the row's square."""
-    products = queries @ rows.T
-    return products.sub_(rows.square().sum(1) / 2) if metric == "l2" else products
+    if metric == "l2":
+        return torch.addmm(rows.square().sum(1) / -2, queries, rows.T)
+    return queries @ rows.T
 
 
 def _sorted(
@@ -79,14 +84,33 @@ def decode(
 
 
 def _encode(
-    similarity: Tensor,  # [q, n] fp32
-    begin: int,
+    similarity: Tensor,  # fp32
+    columns: Tensor,  # int64, of a shape that goes with it
 ) -> Tensor:
-    """Keys [q, n] int64 of columns begin, begin + 1, ...: the larger the better."""
+    """Keys int64: the larger the better."""
     bits = (similarity + 0.0).view(torch.int32)  # -0 becomes 0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    column = torch.arange(_LAST - begin, _LAST - begin - similarity.shape[1], -1, device=similarity.device)
-    return (ordered.to(torch.int64) << 32) | column
+    return (ordered.to(torch.int64) << 32) | (_LAST - columns)
+
+
+def _candidates(
+    similarity: Tensor,  # [q, n] fp32
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """Similarities [q, c] and columns of some columns that hold the k nearest.
+
+    A column whose group is not among the k best groups has k others before it: the best of each of those.
+    """
+    n, device = similarity.shape[1], similarity.device
+    if n < 2 * k * _GROUP:
+        return similarity, torch.arange(n, device=device)
+    if n % _GROUP:
+        similarity = F.pad(similarity, (0, -n % _GROUP), value=-torch.inf)
+    groups = similarity.view(len(similarity), similarity.shape[1] // _GROUP, _GROUP)
+    leaders = _encode(groups.amax(2), torch.arange(groups.shape[1], device=device))
+    best = (_LAST - (leaders.topk(k, dim=1, sorted=False).values & _LAST))[:, :, None]
+    columns = best * _GROUP + torch.arange(_GROUP, device=device)
+    return groups.gather(1, best.expand(-1, -1, _GROUP)).flatten(1), columns.flatten(1)
 
 
 def _search(
@@ -97,9 +121,10 @@ def _search(
 ) -> Tensor:
     """Keys [q, k] of the nearest, the nearest first."""
     best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    columns = max(1, WORKSPACE // (8 * max(len(queries), 1)))
+    columns = max(1, WORKSPACE // (4 * max(len(queries), 1)))
     for begin in range(0, len(gallery), columns):
         tile = scaled(gallery[begin : begin + columns], metric)
-        keys = torch.cat((best, _encode(_similarity(queries, tile, metric), begin)), 1)
+        found, where = _candidates(_similarity(queries, tile, metric), k)
+        keys = torch.cat((best, _encode(found, where + begin)), 1)
         best = keys.topk(min(k, keys.shape[1]), dim=1).values
     return best

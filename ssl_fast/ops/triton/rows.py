@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -53,3 +55,8 @@ def row_block(width: int) -> tuple[int, int]:
     """(rows, numbers) of a block that holds whole rows in registers."""
     whole = 1 << (width - 1).bit_length()
     return max(1, 2048 // whole), whole
+
+
+def row_options(whole: int) -> dict[str, Any]:
+    """How to compile a kernel that holds blocks of `row_block`: the longest rows are shared out among more warps."""
+    return {**tiles.ROW_OPTIONS, "num_warps": max(4, whole // 512)}

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .tile_table import INTERPRETER, SHARED_MEMORY, TABLE
 
-MAX_DIM = 1024
+MAX_DIM = 1024  # of rows that are multiplied in Triton
+MAX_ROW = 8192  # numbers of a row that a program holds
 ROW_PADDING = 128  # the row buffers are padded to a multiple of the largest block: tile loads need no mask
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -116,15 +117,20 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in {"1", "y", "yes", "true", "on"}
 
 
-def unavailable(*tensors: Tensor) -> str | None:
-    """Why the kernels cannot take these tensors; None if they can. Without tensors: whether they can run at all."""
+def unavailable(*tensors: Tensor, products: bool = True) -> str | None:
+    """Why the kernels cannot take these tensors; None if they can. Without tensors: whether they can run at all.
+
+    Args:
+        tensors: what the op is called with.
+        products: whether rows are multiplied in Triton; otherwise whole rows are held, and cuBLAS multiplies.
+    """
     if not _has_triton():
         return "the package triton is not installed"
     if not interpreted():
-        reason = _no_device() or next(filter(None, map(_wrong_device, tensors)), None)
+        reason = _no_device() or next(filter(None, (_wrong_device(t, products) for t in tensors)), None)
         if reason:
             return reason
-    return next(filter(None, map(_wrong_values, tensors)), None)
+    return next(filter(None, (_wrong_values(t, MAX_DIM if products else MAX_ROW) for t in tensors)), None)
 
 
 @functools.lru_cache
@@ -145,23 +151,23 @@ def _no_device() -> str | None:
     return None
 
 
-def _wrong_device(tensor: Tensor) -> str | None:
+def _wrong_device(tensor: Tensor, products: bool = True) -> str | None:
     if tensor.device.type != "cuda":
         return f"tensors are on {tensor.device.type} (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
     if _capability(tensor.device) < (8, 0):
         return "the GPU's compute capability is below 8.0"
     several = tensor.dtype in (torch.float32, torch.float16) and tensor.ndim == 2
-    if several and architecture(tensor.device) == "sm100" and _triton_version() < (3, 9):
+    if products and several and architecture(tensor.device) == "sm100" and _triton_version() < (3, 9):
         # Triton 3.6 compiles chained products of sm_100 into a trap; 3.9 was found good.
         return "float32 and float16 rows need Triton 3.9 on this GPU"
     return None
 
 
-def _wrong_values(tensor: Tensor) -> str | None:
+def _wrong_values(tensor: Tensor, most: int) -> str | None:
     if tensor.is_floating_point() and tensor.ndim > 0 and tensor.dtype not in _DTYPES:
         return f"{str(tensor.dtype).removeprefix('torch.')} is not supported (float32, bfloat16 and float16 are)"
-    if tensor.ndim == 2 and tensor.shape[1] > MAX_DIM:
-        return f"embeddings have {tensor.shape[1]} dimensions (at most {MAX_DIM})"
+    if tensor.ndim == 2 and tensor.shape[1] > most:
+        return f"embeddings have {tensor.shape[1]} dimensions (at most {most})"
     return None
 
 

@@ -82,6 +82,21 @@ def test_every_tile(arch: str, dtype: torch.dtype, dim: int, monkeypatch: pytest
             _check([launch for launch in launches if launch[0].__name__ in _MMA], arch)
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("arch", _ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dim", [1, 1024])
+def test_every_kernel_around_the_products(
+    arch: str, dtype: torch.dtype, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = set()
+    for fixed in (True, False):
+        for call in _calls(dim, dtype, dtype, fixed).values():
+            launches = compiling.record(call, arch, monkeypatch)
+            names |= _check([launch for launch in launches if launch[0].__name__ not in _MMA], arch)
+    assert names == {"normalize_kernel", "loss_kernel", "weight_kernel", "finish_kernel", "combine_kernel"}
+
+
 def _towers(dtype: torch.dtype, with_numbers: bool, rows: tuple[int, int]) -> dict[str, Callable[[], object]]:
     """The calls of the losses over two towers at 64 pairs: their kernels are the same at every size."""
     image, coef, log_l = torch.empty(64, 512, dtype=dtype), torch.empty(2, 64), torch.empty(2, 64, dtype=torch.float64)

@@ -1,12 +1,18 @@
-"""The compiled kernels on a real GPU: error against float64, bit-equal repeats, CUDA graphs."""
+"""The compiled kernels on a real GPU: error against float64, bit-equal repeats, CUDA graphs, no synchronisation."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_fast import arcface, byol_loss, knn_topk, sinkhorn
+from ssl_fast.ops.dispatch import OPS
+from ssl_fast.ops.knn_topk import knn_topk_reference
 from ssl_fast.ops.triton import info_nce, nt_xent, tiles
+from tests.ops.conftest import Checker
+from tests.ops.margin_cases import samples
 from tests.ops.triton import literal
+from tests.ops.triton.cases import CASES
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,6 +31,32 @@ def _skip_unavailable(request: pytest.FixtureRequest) -> None:
 
 
 _DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", _DTYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_every_op_by_the_rule(name: str, dtype: torch.dtype) -> None:
+    """As it is called; the same cases, smaller, run in interpreted/test_cases.py."""
+    case = CASES[name](True)
+    case.check(Checker(), dtype, "cuda", "triton" if "triton" in OPS[case.op] else "auto")
+
+
+@pytest.mark.parametrize("dtype", _DTYPES)
+@pytest.mark.parametrize("shape", [(300, 5000), (1000, 70_001), (5, 3)])
+def test_sinkhorn_against_float64(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to("cuda", dtype)
+    exact = sinkhorn(logits.double(), impl="reference")
+    literal.check_rule(sinkhorn(logits, impl="triton"), exact, sinkhorn(logits, impl="reference"), "assignments")
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
+@pytest.mark.parametrize("k", [1, 20, 200])
+def test_knn_topk_finds_the_neighbours_of_float64(k: int, metric: str) -> None:
+    gallery, queries = (torch.randn(n, 64, generator=torch.Generator().manual_seed(n)).cuda() for n in (70_001, 600))
+    values, indices = knn_topk(queries, gallery, k, metric=metric)
+    exact, order = knn_topk_reference(queries.double(), gallery.double(), k, metric=metric)
+    torch.testing.assert_close(values.double(), exact, rtol=1e-5, atol=1e-4)
+    assert (indices == order).double().mean() > 0.99  # equal but for their rounding
 
 
 def _run(x: Tensor, positive: Tensor, coef: Tensor, inv: float | Tensor, normalize: bool = True) -> dict[str, Tensor]:
@@ -127,3 +159,35 @@ def test_cuda_graph() -> None:
     q.copy_(q.flip(0))
     graph.replay()
     assert all(map(torch.equal, captured, step()))
+
+
+def _margin_rows() -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, labels = (t.detach().cuda() for t in samples(300, 33_000, 64))
+    return x.bfloat16().requires_grad_(), weight.bfloat16().requires_grad_(), labels
+
+
+def _new_kernels(x: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    value = arcface(x, weight, labels, impl="triton") + byol_loss(x, x.detach().flip(0), impl="triton")
+    return value.detach(), *torch.autograd.grad(value, (x, weight)), sinkhorn(x @ weight[:3000].T, impl="triton")
+
+
+def test_margin_byol_and_sinkhorn_repeat_bit_for_bit_and_never_wait() -> None:
+    inputs = _margin_rows()
+    first = _new_kernels(*inputs)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = [_new_kernels(*inputs) for _ in range(3)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for run in again for a, b in zip(first, run, strict=True))
+
+
+def test_margin_softmax_keeps_to_its_memory() -> None:
+    """Panels of 32 MiB: no logits [N, C], which would be 256 MiB here and several times that for autograd."""
+    x, weight, labels = torch.randn(512, 64).cuda(), torch.randn(131_072, 64).cuda(), torch.arange(512).cuda()
+    leaves = x.requires_grad_(), weight.requires_grad_()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    torch.autograd.grad(arcface(*leaves, labels, impl="triton"), leaves)
+    gradient = weight.numel() * 4
+    assert torch.cuda.max_memory_allocated() - before < 3 * gradient + (5 * 32 << 20)
