@@ -162,11 +162,13 @@ void objective(Address q, Address k, DType dtype, Address queue, DType queue_dty
   const Weighted<T> weighted(B, B, weight, average);
   Buffer<T> loss(B), dinv(B);
   const auto at = [](T* address) { return reinterpret_cast<Address>(address); };
+  // Rows of no numbers have gradients without an address.
+  const bool with_grad = dq != nullptr || dweight != nullptr || dtemperature != nullptr;
   forward<T>(q, k, dtype, queue, queue_dtype, B, K, D, inv_temperature, normalize, at(loss.get()), at(dq), at(dk),
-             at(dinv.get()), threads);
+             with_grad ? at(dinv.get()) : 0, threads);
   const double found = weighted.value(loss.get());
   *value = static_cast<T>(found);
-  if (dq == nullptr) return;
+  if (!with_grad) return;
   for (int64_t i = 0; i < B * D; ++i) {
     dq[i] *= weighted.coef[i / D];
     dk[i] *= weighted.coef[i / D];

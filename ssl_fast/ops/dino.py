@@ -158,6 +158,7 @@ def teacher_bias(
         dtype = result_dtype(teacher, weight_teacher)
         with torch.autocast(teacher.device.type, enabled=False):
             teacher, weight_teacher = teacher.to(dtype) @ weight_teacher.detach().to(dtype).T, None
+        impl = "reference" if impl == "cpp" else impl  # C++ takes rows alone
     if weight_teacher is None:
         return balance_logits(teacher, temperature, iterations, group, impl)
     prototypes = weight_teacher.detach()

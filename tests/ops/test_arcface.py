@@ -47,7 +47,7 @@ def test_numbers_worked_by_hand(impl: str, device: str) -> None:
 def test_equal_classes_give_log_of_their_number(num_classes: int, impl: str, device: str) -> None:
     x, weight = torch.randn(1, 16, device=device), torch.ones(1, 16, device=device).expand(num_classes, -1)
     value = cosface(x, weight, torch.tensor([1], device=device), margin=0.0, impl=impl)
-    assert value.item() == pytest.approx(math.log(num_classes), rel=2e-6)
+    assert value.item() == pytest.approx(math.log(num_classes), abs=64 * 1.2e-7)  # a cosine is rounded, times 64
 
 
 def test_order_of_the_classes_plays_no_part(impl: str, device: str) -> None:
