@@ -2,7 +2,10 @@
 
     z = projector(backbone(view)),   loss = NT-Xent(z1, z2; temperature)
 
+With `decoupled=true` the positive is no part of its own denominator (DCL), which serves small batches.
+
 Reference: Chen et al. 2020, arXiv:2002.05709 (Algorithm 1; appendix A for views, appendix B.9 for CIFAR-10).
+Yeh et al. 2022, arXiv:2110.06848, L_DC of Section 3 (`decoupled`).
 """
 
 from dataclasses import dataclass, field
@@ -13,6 +16,7 @@ from ssl_fast.data.views import Batch, View
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone
 from ssl_fast.models.heads import mlp
+from ssl_fast.ops.dcl import dcl
 from ssl_fast.ops.nt_xent import nt_xent
 from ssl_fast.optim.config import OptimizerConfig
 
@@ -28,6 +32,7 @@ class SimCLRConfig:
 
     name: str = "simclr"
     temperature: float = 0.1
+    decoupled: bool = False
     hidden_dim: int = 2048
     dim: int = 128
     norm: str = "batch"  # the projector's; "group" and "none" for exactness across ranks and microbatches
@@ -58,4 +63,5 @@ class SimCLR(Method):
 
     def loss(self, embeddings: dict[str, Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
         z1, z2 = embeddings["z1"], embeddings["z2"]
-        return {"loss": nt_xent(z1, z2, temperature=self.config.temperature, group=self.group)}
+        contrast = dcl if self.config.decoupled else nt_xent
+        return {"loss": contrast(z1, z2, temperature=self.config.temperature, group=self.group)}
