@@ -1,0 +1,180 @@
+// Loops over the pixels of a tile [C, plane] or of rows: colours, blur, storing. Included once by cpu/isa/augment.cpp,
+// after resize.h; everything is local to that file and its instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa/augment.h"
+#include "cpu/isa/narrow.h"
+#include "cpu/isa/resize.h"
+#include "cpu/isa/vec.h"
+
+namespace ssl_fast::SSL_FAST_ISA {
+namespace {
+
+// f(red, green, blue) of every pixel, in place.
+template <typename F>
+inline void for_each_pixel(float* tile, int64_t plane, F f) {
+  float* __restrict red = tile;
+  float* __restrict green = tile + plane;
+  float* __restrict blue = tile + 2 * plane;
+  for (int64_t i = 0; i < plane; ++i) f(red[i], green[i], blue[i]);
+}
+
+inline void blend_all(float* x, int64_t n, float factor, float shade) {
+  for (int64_t i = 0; i < n; ++i) x[i] = blend(x[i], factor, shade);
+}
+
+// One step of the colour jitter; `mean` is the mean grey of the whole view, which contrast alone asks for.
+inline void jitter(const AugmentView& view, int step, float mean, float* tile, int64_t plane) {
+  const float factor = view.factors[step];
+  switch (view.steps[step]) {
+    case Colour::brightness:
+      return blend_all(tile, view.channels * plane, factor, 0.0f);
+    case Colour::contrast:
+      return blend_all(tile, view.channels * plane, factor, mean * (1 - factor));
+    case Colour::saturation:
+      return for_each_pixel(tile, plane, [factor](float& red, float& green, float& blue) {
+        const float shade = luma(red, green, blue) * (1 - factor);
+        red = blend(red, factor, shade);
+        green = blend(green, factor, shade);
+        blue = blend(blue, factor, shade);
+      });
+    case Colour::hue:
+      return for_each_pixel(tile, plane,
+                            [factor](float& red, float& green, float& blue) { turn_hue(red, green, blue, factor); });
+  }
+}
+
+inline void to_grey(float* tile, int64_t plane) {
+  for_each_pixel(tile, plane,
+                 [](float& red, float& green, float& blue) { red = green = blue = luma(red, green, blue); });
+}
+
+// Sum of the grey values (of all values where C is not 3) of `num` rows of a tile.
+inline double grey_sum(const AugmentView& view, const float* tile, int64_t plane, int64_t pitch, int num) {
+  const int planes = view.channels == 3 ? 1 : view.channels, whole = view.size / L * L;
+  double total = 0;
+  for (int c = 0; c < planes; ++c) {
+    for (int y = 0; y < num; ++y) {
+      const float* x = tile + c * plane + y * pitch;
+      const auto value = [&](auto get) {
+        return view.channels == 3 ? luma(get(x), get(x + plane), get(x + 2 * plane)) : get(x);
+      };
+      Floats lanes = {};
+      int i = 0;
+      for (; i < whole; i += L) lanes += value([i](const float* from) { return load(from + i); });
+      float rest = 0;
+      for (; i < view.size; ++i) rest += value([i](const float* from) { return from[i]; });
+      total += sum<float>(lanes) + rest;
+    }
+  }
+  return total;
+}
+
+// out [size] <- x blurred along the row; `border` holds the row with its reflected border.
+inline void blur_columns(const AugmentView& view, const float* x, float* border, float* out) {
+  const int radius = view.radius, size = view.size;
+  float* centre = border + radius;
+  __builtin_memcpy(centre, x, size * sizeof(float));
+  for (int k = 1; k <= radius; ++k) {
+    centre[-k] = x[reflected(-k, size)];
+    centre[size - 1 + k] = x[reflected(size - 1 + k, size)];
+  }
+  for (int i = 0; i < size; i += L) {
+    Floats sum = view.blur[0] * load_unaligned(centre + i);
+    for (int k = 1; k <= radius; ++k) {
+      sum += view.blur[k] * (load_unaligned(centre + i - k) + load_unaligned(centre + i + k));
+    }
+    store(out + i, sum);
+  }
+}
+
+// out [C, pitch] <- row y blurred across the rows; row i is at rows + (i mod (2 radius + 1)) * step.
+inline void blur_rows(const AugmentView& view, const float* rows, int64_t step, int y, float* out) {
+  const int radius = view.radius, ring = 2 * radius + 1;
+  const auto row = [&](int i) { return rows + reflected(i, view.size) % ring * step; };
+  const float* above[kMaxBlurRadius + 1];
+  const float* below[kMaxBlurRadius + 1];
+  for (int k = 0; k <= radius; ++k) {
+    above[k] = row(y - k);
+    below[k] = row(y + k);
+  }
+  for (int64_t i = 0; i < step; i += L) {
+    Floats sum = view.blur[0] * load(above[0] + i);
+    for (int k = 1; k <= radius; ++k) sum += view.blur[k] * (load(above[k] + i) + load(below[k] + i));
+    store(out + i, sum);
+  }
+}
+
+// RGBRGB... <- three rows of n pixels; within each 128 bits a shuffle a channel, and blends.
+inline void weave3(const float* x, int64_t pitch, int n, float* out) {
+  Words red_lanes, green_lanes, blue_lanes, red_or_green[3], or_blue[3];
+#pragma GCC unroll 16
+  for (int lane = 0; lane < L; ++lane) {
+    const int block = lane & ~3, in = lane & 3;
+    red_lanes[lane] = block + (4 - in) % 4;
+    green_lanes[lane] = block + (in ^ 1);
+    blue_lanes[lane] = block + (in == 3 ? 3 : 2 - in);
+#pragma GCC unroll 3
+    for (int o = 0; o < 3; ++o) {  // output o of a block has channel (4 o + lane) mod 3 in its lanes
+      const int channel = (4 * o + in) % 3;
+      red_or_green[o][lane] = channel == 1 ? L + lane : lane;
+      or_blue[o][lane] = channel == 2 ? L + lane : lane;
+    }
+  }
+  for (int i = 0; i < n; i += L) {
+    const Floats red = __builtin_shuffle(load(x + i), red_lanes);
+    const Floats green = __builtin_shuffle(load(x + pitch + i), green_lanes);
+    const Floats blue = __builtin_shuffle(load(x + 2 * pitch + i), blue_lanes);
+    float woven[3 * L];
+    float* to = i + L <= n ? out + 3 * i : woven;
+#pragma GCC unroll 3
+    for (int o = 0; o < 3; ++o) {
+      const Floats all = __builtin_shuffle(__builtin_shuffle(red, green, red_or_green[o]), blue, or_blue[o]);
+#pragma GCC unroll 4
+      for (int block = 0; block < L / 4; ++block) {
+        __builtin_memcpy(to + 12 * block + 4 * o, reinterpret_cast<const float*>(&all) + 4 * block, 16);
+      }
+    }
+    if (to == woven) __builtin_memcpy(out + 3 * i, woven, 3 * (n - i) * sizeof(float));
+  }
+}
+
+inline void weave(const float* x, int64_t pitch, int n, int channels, float* out) {
+  if (channels == 3) return weave3(x, pitch, n, out);
+  for (int c = 0; c < channels; ++c) {
+    for (int i = 0; i < n; ++i) out[i * channels + c] = x[c * pitch + i];
+  }
+}
+
+// Row y of the output <- C rows x + c * plane: solarised, normalised, in the output's type and order.
+inline void store_row(const AugmentView& view, const AugmentScratch& scratch, const float* x, int64_t plane, int y) {
+  const int size = view.size, channels = view.channels;
+  const int64_t pitch = pitch_of(size);
+  for (int c = 0; c < channels; ++c) {
+    const float* from = x + c * plane;
+    float* to = scratch.row + c * pitch;
+    const Floats threshold = broadcast(view.threshold);
+    for (int i = 0; i < size; i += L) {
+      Floats value = load(from + i);
+      if (view.solarize) value = solarized(value, threshold);
+      store(to + i, value * view.scale[c] + view.shift[c]);
+    }
+  }
+  const int element = view.dtype == DType::float32 ? 4 : 2;
+  char* out = static_cast<char*>(view.out);
+  if (!view.channels_last) {
+    for (int c = 0; c < channels; ++c) {
+      narrow_row(scratch.row + c * pitch, out + (int64_t(c) * size + y) * size * element, size, view.dtype);
+    }
+    return;
+  }
+  out += int64_t(y) * size * channels * element;
+  float* woven = view.dtype == DType::float32 ? reinterpret_cast<float*>(out) : scratch.woven;
+  weave(scratch.row, pitch, size, channels, woven);
+  if (view.dtype != DType::float32) narrow_row(woven, out, int64_t(size) * channels, view.dtype);
+}
+
+}  // namespace
+}  // namespace ssl_fast::SSL_FAST_ISA

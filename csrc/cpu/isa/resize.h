@@ -1,0 +1,152 @@
+// Crop and antialiased resize of 8-bit pixels with fp32 weights (core/resample.h), a vector of rows at a time. Included
+// once by cpu/isa/augment.cpp; everything is local to that file and its instruction set.
+//
+// Columns: a block of rows is transposed, so that a vector holds one pixel of as many rows; then an output pixel is a
+// sum of whole vectors, whatever the number of channels, and nothing is gathered. Rows: vectors run along the row.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa/augment.h"
+#include "cpu/isa/vec.h"
+
+namespace ssl_fast::SSL_FAST_ISA {
+namespace {
+
+constexpr int L = kLanes<float>;
+constexpr int kBytes = 4 * L;  // of a row that are transposed at a time
+using Floats = Vec<float>;
+using Words = VecOf<float>::bits;
+typedef int32_t Ints __attribute__((vector_size(kVecBytes)));
+typedef uint8_t Bytes __attribute__((vector_size(L)));
+
+// Exchanges the off-diagonal blocks of distance D.
+template <int D>
+inline void exchange(Words& a, Words& b) {
+  Words low, high;
+#pragma GCC unroll 16
+  for (int lane = 0; lane < L; ++lane) {
+    low[lane] = lane & D ? L + lane - D : lane;
+    high[lane] = lane & D ? L + lane : lane + D;
+  }
+  const Words first = __builtin_shuffle(a, b, low);
+  b = __builtin_shuffle(a, b, high);
+  a = first;
+}
+
+template <int D>
+inline void exchange_all(Words* m) {
+  if constexpr (D < L) {
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      if (!(i & D)) exchange<D>(m[i], m[i + D]);
+    }
+    exchange_all<2 * D>(m);
+  }
+}
+
+// m[i][j] <-> m[j][i]
+inline void transpose(Words (&m)[L]) { exchange_all<1>(m); }
+
+// source[e][r] <- byte e of row r, e < n
+inline void transpose_rows(const uint8_t* const (&rows)[L], int n, float* source) {
+  for (int e = 0; e < n; e += kBytes) {
+    const int begin = e + kBytes <= n ? e : n >= kBytes ? n - kBytes : 0;  // the last ones again, not what lies behind
+    Words m[L] = {};
+    if (n >= kBytes) {
+#pragma GCC unroll 16
+      for (int r = 0; r < L; ++r) __builtin_memcpy(&m[r], rows[r] + begin, kBytes);
+    } else {
+      for (int r = 0; r < L; ++r) __builtin_memcpy(&m[r], rows[r], n);
+    }
+    transpose(m);
+#pragma GCC unroll 16
+    for (int w = 0; w < L; ++w) {
+#pragma GCC unroll 4
+      for (int b = 0; b < 4; ++b) {
+        const Ints byte = (Ints)((m[w] >> (8 * b)) & 255u);
+        store(source + (begin + 4 * w + b) * L, __builtin_convertvector(byte, Floats));
+      }
+    }
+  }
+}
+
+// Bytes from one channel of a resized row to the next.
+inline int level_pitch(const AugmentView& view) { return (view.size + kBytes - 1) / kBytes * kBytes; }
+
+// A sum, which began with 1/2, as a whole level.
+inline Ints level(Floats sum) {
+  const Floats none = {}, most = broadcast(255.0f);
+  sum = sum > none ? sum : none;
+  return __builtin_convertvector(sum < most ? sum : most, Ints);
+}
+
+// words[c][x / 4] <- four resized pixels of L rows, for G channels from `c` on.
+template <int G>
+inline void resize_block(const AugmentView& view, const float* source, int c, int pitch, uint32_t* words) {
+  const int taps = view.columns.taps, step = view.channels * L;
+  for (int x4 = 0; x4 < view.size; x4 += 4) {
+    Words packed[G] = {};
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const int x = x4 + j < view.size ? x4 + j : view.size - 1;
+      const float* weight = view.columns.weights + int64_t(x) * taps;
+      const float* pixel = source + int64_t(view.columns.first[x]) * step + c * L;
+      Floats sum[G];
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) sum[g] = broadcast(0.5f);
+      for (int k = 0; k < taps; ++k, pixel += step) {
+        const Floats w = broadcast(weight[k]);
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) sum[g] += w * load(pixel + g * L);
+      }
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) packed[g] |= (Words)level(sum[g]) << (8 * j);
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) *reinterpret_cast<Words*>(words + ((c + g) * pitch / 4 + x4 / 4) * L) = packed[g];
+  }
+}
+
+// levels [height, C, pitch] <- the crop with its columns resized
+inline void resize_columns(const AugmentView& view, const AugmentScratch& scratch) {
+  const int C = view.channels, pitch = level_pitch(view);
+  for (int y = 0; y < view.height; y += L) {
+    const uint8_t* rows[L];
+    for (int r = 0; r < L; ++r) rows[r] = view.crop + (y + r < view.height ? y + r : view.height - 1) * view.row_bytes;
+    transpose_rows(rows, view.width * C, scratch.source);
+    int c = 0;
+    for (; c + 3 <= C; c += 3) resize_block<3>(view, scratch.source, c, pitch, scratch.words);
+    for (; c < C; ++c) resize_block<1>(view, scratch.source, c, pitch, scratch.words);
+    const int num_rows = view.height - y < L ? view.height - y : L;
+    for (int w = 0; w < C * pitch / 4; w += L) {
+      Words m[L];
+      for (int i = 0; i < L; ++i) m[i] = *reinterpret_cast<const Words*>(scratch.words + (w + i) * L);
+      transpose(m);
+      for (int r = 0; r < num_rows; ++r) {
+        __builtin_memcpy(scratch.levels + int64_t(y + r) * C * pitch + 4 * w, &m[r], kBytes);
+      }
+    }
+  }
+}
+
+// out [size padded to vectors] <- row y of channel c of the view, in [0, 1]
+inline void resize_row(const AugmentView& view, const uint8_t* levels, int y, int c, float* out) {
+  const int taps = view.rows.taps, pitch = level_pitch(view);
+  const float* weight = view.rows.weights + int64_t(y) * taps;
+  const int64_t step = int64_t(view.channels) * pitch;
+  const uint8_t* first = levels + view.rows.first[y] * step + int64_t(c) * pitch;
+  for (int x = 0; x < view.size; x += L) {
+    Floats sum = broadcast(0.5f);
+    const uint8_t* pixel = first + x;
+    for (int k = 0; k < taps; ++k, pixel += step) {
+      Bytes bytes;
+      __builtin_memcpy(&bytes, pixel, L);
+      sum += broadcast(weight[k]) * __builtin_convertvector(__builtin_convertvector(bytes, Ints), Floats);
+    }
+    store(out + x, __builtin_convertvector(level(sum), Floats) * (1.0f / 255.0f));
+  }
+}
+
+}  // namespace
+}  // namespace ssl_fast::SSL_FAST_ISA
