@@ -12,17 +12,21 @@
 namespace ssl_fast::SSL_FAST_ISA {
 namespace {
 
-// f(red, green, blue) of every pixel, in place.
+// f(red, green, blue) of every pixel, in place, a vector at a time.
 template <typename F>
 inline void for_each_pixel(float* tile, int64_t plane, F f) {
-  float* __restrict red = tile;
-  float* __restrict green = tile + plane;
-  float* __restrict blue = tile + 2 * plane;
-  for (int64_t i = 0; i < plane; ++i) f(red[i], green[i], blue[i]);
+  for (int64_t i = 0; i < plane; i += L) {
+    Floats red = load(tile + i), green = load(tile + plane + i), blue = load(tile + 2 * plane + i);
+    f(red, green, blue);
+    store(tile + i, red);
+    store(tile + plane + i, green);
+    store(tile + 2 * plane + i, blue);
+  }
 }
 
 inline void blend_all(float* x, int64_t n, float factor, float shade) {
-  for (int64_t i = 0; i < n; ++i) x[i] = blend(x[i], factor, shade);
+  const Floats shades = broadcast(shade);
+  for (int64_t i = 0; i < n; i += L) store(x + i, blend(load(x + i), factor, shades));
 }
 
 // One step of the colour jitter; `mean` is the mean grey of the whole view, which contrast alone asks for.
@@ -34,21 +38,14 @@ inline void jitter(const AugmentView& view, int step, float mean, float* tile, i
     case Colour::contrast:
       return blend_all(tile, view.channels * plane, factor, mean * (1 - factor));
     case Colour::saturation:
-      return for_each_pixel(tile, plane, [factor](float& red, float& green, float& blue) {
-        const float shade = luma(red, green, blue) * (1 - factor);
-        red = blend(red, factor, shade);
-        green = blend(green, factor, shade);
-        blue = blend(blue, factor, shade);
-      });
+      return for_each_pixel(tile, plane, [=](Floats& r, Floats& g, Floats& b) { saturate(r, g, b, factor); });
     case Colour::hue:
-      return for_each_pixel(tile, plane,
-                            [factor](float& red, float& green, float& blue) { turn_hue(red, green, blue, factor); });
+      return for_each_pixel(tile, plane, [=](Floats& r, Floats& g, Floats& b) { turn_hue(r, g, b, factor); });
   }
 }
 
 inline void to_grey(float* tile, int64_t plane) {
-  for_each_pixel(tile, plane,
-                 [](float& red, float& green, float& blue) { red = green = blue = luma(red, green, blue); });
+  for_each_pixel(tile, plane, [](Floats& r, Floats& g, Floats& b) { r = g = b = luma(r, g, b); });
 }
 
 // Sum of the grey values (of all values where C is not 3) of `num` rows of a tile.
@@ -72,6 +69,19 @@ inline double grey_sum(const AugmentView& view, const float* tile, int64_t plane
   return total;
 }
 
+template <int G>
+struct Group {
+  static constexpr int size = G;
+};
+
+// f(group, i) for vectors i ... i + G - 1 of n elements: four at a time, then one.
+template <typename F>
+inline void in_groups(int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + 4 * L <= n; i += 4 * L) f(Group<4>(), i);
+  for (; i < n; i += L) f(Group<1>(), i);
+}
+
 // out [size] <- x blurred along the row; `border` holds the row with its reflected border.
 inline void blur_columns(const AugmentView& view, const float* x, float* border, float* out) {
   const int radius = view.radius, size = view.size;
@@ -81,13 +91,20 @@ inline void blur_columns(const AugmentView& view, const float* x, float* border,
     centre[-k] = x[reflected(-k, size)];
     centre[size - 1 + k] = x[reflected(size - 1 + k, size)];
   }
-  for (int i = 0; i < size; i += L) {
-    Floats sum = view.blur[0] * load_unaligned(centre + i);
+  in_groups(size, [&](auto group, int64_t i) {
+    constexpr int G = decltype(group)::size;
+    Floats sum[G];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) sum[g] = view.blur[0] * load_unaligned(centre + i + g * L);
     for (int k = 1; k <= radius; ++k) {
-      sum += view.blur[k] * (load_unaligned(centre + i - k) + load_unaligned(centre + i + k));
+      const Floats w = broadcast(view.blur[k]);
+      const float *before = centre + i - k, *after = centre + i + k;
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) sum[g] += w * (load_unaligned(before + g * L) + load_unaligned(after + g * L));
     }
-    store(out + i, sum);
-  }
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) store(out + i + g * L, sum[g]);
+  });
 }
 
 // out [C, pitch] <- row y blurred across the rows; row i is at rows + (i mod (2 radius + 1)) * step.
@@ -100,11 +117,19 @@ inline void blur_rows(const AugmentView& view, const float* rows, int64_t step, 
     above[k] = row(y - k);
     below[k] = row(y + k);
   }
-  for (int64_t i = 0; i < step; i += L) {
-    Floats sum = view.blur[0] * load(above[0] + i);
-    for (int k = 1; k <= radius; ++k) sum += view.blur[k] * (load(above[k] + i) + load(below[k] + i));
-    store(out + i, sum);
-  }
+  in_groups(step, [&](auto group, int64_t i) {
+    constexpr int G = decltype(group)::size;
+    Floats sum[G];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) sum[g] = view.blur[0] * load(above[0] + i + g * L);
+    for (int k = 1; k <= radius; ++k) {
+      const Floats w = broadcast(view.blur[k]);
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) sum[g] += w * (load(above[k] + i + g * L) + load(below[k] + i + g * L));
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) store(out + i + g * L, sum[g]);
+  });
 }
 
 // RGBRGB... <- three rows of n pixels; within each 128 bits a shuffle a channel, and blends.

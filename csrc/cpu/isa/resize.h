@@ -18,7 +18,6 @@ constexpr int kBytes = 4 * L;  // of a row that are transposed at a time
 using Floats = Vec<float>;
 using Words = VecOf<float>::bits;
 typedef int32_t Ints __attribute__((vector_size(kVecBytes)));
-typedef uint8_t Bytes __attribute__((vector_size(L)));
 
 // Exchanges the off-diagonal blocks of distance D.
 template <int D>
@@ -48,6 +47,11 @@ inline void exchange_all(Words* m) {
 // m[i][j] <-> m[j][i]
 inline void transpose(Words (&m)[L]) { exchange_all<1>(m); }
 
+// Byte b of every word.
+inline Floats unpack(Words packed, int b) {
+  return __builtin_convertvector((Ints)(b == 3 ? packed >> 24 : packed >> (8 * b) & 255u), Floats);
+}
+
 // source[e][r] <- byte e of row r, e < n
 inline void transpose_rows(const uint8_t* const (&rows)[L], int n, float* source) {
   for (int e = 0; e < n; e += kBytes) {
@@ -64,8 +68,7 @@ inline void transpose_rows(const uint8_t* const (&rows)[L], int n, float* source
     for (int w = 0; w < L; ++w) {
 #pragma GCC unroll 4
       for (int b = 0; b < 4; ++b) {
-        const Ints byte = (Ints)((m[w] >> (8 * b)) & 255u);
-        store(source + (begin + 4 * w + b) * L, __builtin_convertvector(byte, Floats));
+        store(source + (begin + 4 * w + b) * L, unpack(m[w], b));
       }
     }
   }
@@ -81,15 +84,19 @@ inline Ints level(Floats sum) {
   return __builtin_convertvector(sum < most ? sum : most, Ints);
 }
 
-// words[c][x / 4] <- four resized pixels of L rows, for G channels from `c` on.
+// The first of the four pixels, L apart, that word q of a resized row holds: a vector of words unpacks into whole vectors
+// of neighbours.
+inline int first_pixel(int q) { return q / L * kBytes + q % L; }
+
+// words[c][q] <- four resized pixels of L rows, for G channels from `c` on.
 template <int G>
 inline void resize_block(const AugmentView& view, const float* source, int c, int pitch, uint32_t* words) {
-  const int taps = view.columns.taps, step = view.channels * L;
-  for (int x4 = 0; x4 < view.size; x4 += 4) {
+  const int taps = view.columns.taps, step = view.channels * L, last = view.size - 1;
+  for (int q = 0; q < pitch / 4; ++q) {
     Words packed[G] = {};
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const int x = x4 + j < view.size ? x4 + j : view.size - 1;
+    for (int b = 0; b < 4; ++b) {
+      const int x = first_pixel(q) + b * L < last ? first_pixel(q) + b * L : last;
       const float* weight = view.columns.weights + int64_t(x) * taps;
       const float* pixel = source + int64_t(view.columns.first[x]) * step + c * L;
       Floats sum[G];
@@ -101,10 +108,10 @@ inline void resize_block(const AugmentView& view, const float* source, int c, in
         for (int g = 0; g < G; ++g) sum[g] += w * load(pixel + g * L);
       }
 #pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) packed[g] |= (Words)level(sum[g]) << (8 * j);
+      for (int g = 0; g < G; ++g) packed[g] |= (Words)level(sum[g]) << (8 * b);
     }
 #pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) *reinterpret_cast<Words*>(words + ((c + g) * pitch / 4 + x4 / 4) * L) = packed[g];
+    for (int g = 0; g < G; ++g) *reinterpret_cast<Words*>(words + ((c + g) * pitch / 4 + q) * L) = packed[g];
   }
 }
 
@@ -124,7 +131,7 @@ inline void resize_columns(const AugmentView& view, const AugmentScratch& scratc
       for (int i = 0; i < L; ++i) m[i] = *reinterpret_cast<const Words*>(scratch.words + (w + i) * L);
       transpose(m);
       for (int r = 0; r < num_rows; ++r) {
-        __builtin_memcpy(scratch.levels + int64_t(y + r) * C * pitch + 4 * w, &m[r], kBytes);
+        *reinterpret_cast<Words*>(scratch.levels + int64_t(y + r) * C * pitch + 4 * w) = m[r];
       }
     }
   }
@@ -136,15 +143,22 @@ inline void resize_row(const AugmentView& view, const uint8_t* levels, int y, in
   const float* weight = view.rows.weights + int64_t(y) * taps;
   const int64_t step = int64_t(view.channels) * pitch;
   const uint8_t* first = levels + view.rows.first[y] * step + int64_t(c) * pitch;
-  for (int x = 0; x < view.size; x += L) {
-    Floats sum = broadcast(0.5f);
-    const uint8_t* pixel = first + x;
-    for (int k = 0; k < taps; ++k, pixel += step) {
-      Bytes bytes;
-      __builtin_memcpy(&bytes, pixel, L);
-      sum += broadcast(weight[k]) * __builtin_convertvector(__builtin_convertvector(bytes, Ints), Floats);
+  for (int x = 0; x < view.size; x += kBytes) {
+    Floats sum[4];
+#pragma GCC unroll 4
+    for (int b = 0; b < 4; ++b) sum[b] = broadcast(0.5f);
+    const uint8_t* from = first + x;
+    for (int k = 0; k < taps; ++k, from += step) {
+      const Words packed = *reinterpret_cast<const Words*>(from);
+      const Floats w = broadcast(weight[k]);
+#pragma GCC unroll 4
+      for (int b = 0; b < 4; ++b) sum[b] += w * unpack(packed, b);
     }
-    store(out + x, __builtin_convertvector(level(sum), Floats) * (1.0f / 255.0f));
+#pragma GCC unroll 4
+    for (int b = 0; b < 4; ++b) {
+      if (x + b * L >= view.size) break;
+      store(out + x + b * L, __builtin_convertvector(level(sum[b]), Floats) * (1.0f / 255.0f));
+    }
   }
 }
 
