@@ -76,7 +76,8 @@ class FusedEngine:
         Raises:
             ValueError: images that are not uint8 [H, W, C], or a table that does not fit them.
         """
-        kept, addresses, extents = _located(images, self.channels)
+        check_images(images, self.channels)
+        images, addresses, extents = _located(images)  # they live until the call has returned
         table = table.to("cpu", torch.float32).contiguous()
         _check_table(table, extents, len(self.views))
         num = len(extents)
@@ -96,7 +97,6 @@ class FusedEngine:
             self.memory_format == torch.channels_last,
             torch.get_num_threads(),
         )
-        del kept
         return outs
 
 
@@ -120,27 +120,26 @@ def _per_channel(numbers: tuple[float, ...], channels: int) -> tuple[float, ...]
     return numbers * channels if len(numbers) == 1 else numbers
 
 
+def check_images(images: Images, channels: int) -> None:
+    """Raises ValueError unless `images` are uint8 [N, H, W, channels], or a list of [H, W, channels]."""
+    whole = isinstance(images, np.ndarray)
+    for image in [images] if whole else images:
+        if image.dtype != np.uint8 or image.ndim != 3 + whole or image.shape[-1] != channels:
+            expected = f"[{'N, ' if whole else ''}H, W, {channels}]"
+            raise ValueError(f"images: expected uint8 {expected}, got {image.dtype} {list(image.shape)}")
+
+
 def _located(
     images: Images,
-    channels: int,
 ) -> tuple[Images, NDArray[np.int64], NDArray[np.int64]]:  # contiguous images, their addresses [N], their H, W [N, 2]
     if isinstance(images, np.ndarray):
-        _check_image(images, 4, channels)
         images = np.ascontiguousarray(images)
         num, height, width, _ = images.shape
         addresses = images.ctypes.data + np.arange(num, dtype=np.int64) * images[:1].nbytes
         return images, addresses, np.tile(np.array([[height, width]], dtype=np.int64), (num, 1))
-    for image in images:
-        _check_image(image, 3, channels)
     images = [np.ascontiguousarray(image) for image in images]
     addresses = np.array([image.__array_interface__["data"][0] for image in images], dtype=np.int64)
     return images, addresses, np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
-
-
-def _check_image(image: NDArray[np.uint8], dimensions: int, channels: int) -> None:
-    if image.dtype != np.uint8 or image.ndim != dimensions or image.shape[-1] != channels:
-        shape = f"[{'N, ' * (dimensions - 3)}H, W, {channels}]"
-        raise ValueError(f"images: expected uint8 {shape}, got {image.dtype} {list(image.shape)}")
 
 
 def _check_table(
