@@ -1,7 +1,7 @@
 """A look at the views: contact sheets of what a method's views are, one for each engine.
 
     python recipes/views.py method=byol data=image_folder data.root=photos
-    python recipes/views.py method=dino data=cifar10 num_images=12 epoch=3 engines=fused
+    python recipes/views.py method=dino data=cifar10 num_images=12 epoch=3 'engines=[fused]'
 
 Reads a data set. Writes into runs/<run>/views: <engine>.png (each row an image, the whole of it and then its views, in
 the colours that the network sees before normalisation) and result.json with each engine's largest and mean difference
@@ -36,7 +36,7 @@ class ViewsConfig:
     method: str = "simclr"  # whose views: a name of ssl_fast/data/view_presets.py
     data: Any = None
     split: str = "train"
-    engines: str = ""  # with commas between; "": all that can be used here
+    engines: list[str] = field(default_factory=list)  # [fused,torchvision,dali]; []: all that can be used here
     num_images: int = 8
     size: int = 0  # of the (global) views, pixels; 0: the paper's, or the images' own where all have one
     seed: int = 0
@@ -59,16 +59,15 @@ def sheets(config: ViewsConfig, stage: Stage) -> tuple[dict[str, Any], list[str]
     return result, [f"{name}.png" for name in batches]
 
 
-def usable(engines: str, dataset: Any) -> list[str]:
+def usable(engines: list[str], dataset: Any) -> list[str]:
     """The engines asked for; or those that can be used here."""
-    if engines:
-        return [choose_engine(name.strip(), dataset, torch.device("cpu"))[0] for name in engines.split(",")]
     found = []
-    for name in ENGINES:
+    for name in engines or ENGINES:
         try:
             found.append(choose_engine(name, dataset, torch.device("cpu"))[0])
-        except RuntimeError:
-            continue
+        except RuntimeError as error:
+            if engines:
+                raise ValueError(str(error)) from error
     return found
 
 
