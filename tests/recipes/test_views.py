@@ -17,7 +17,7 @@ def test_sheets_of_two_engines(tmp_path: Path, run_recipe: Any) -> None:
     assert result["views"] == ["global1", "global2", *["local"] * 8]
     assert result["differences"]["torchvision"]["largest"] < 2
     fused, torchvision = (np.array(Image.open(tmp_path / f"runs/r/views/{name}.png")) for name in ("fused", "torchvision"))
-    assert fused.shape == (14 + 3 * (32 + 6), 3 * 32 + 8 * 13 + 10 * 6, 3)
+    assert fused.shape == (14 + 3 * (32 + 6), 3 * 32 + 8 * 13 + 11 * 6, 3)
     assert np.abs(fused.astype(int) - torchvision).max() <= 2
     first_view = fused[14 : 14 + 32, 32 + 6 : 64 + 6]
     assert first_view.std() > 5, "a picture, not an empty cell"
