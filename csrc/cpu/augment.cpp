@@ -115,8 +115,8 @@ class Workspace {
 
   void resize(const float* row, Filter filter, AugmentView* view) {
     const Axis columns = make_axis(filter, view->width, view->size), rows = make_axis(filter, view->height, view->size);
-    view->columns = {columns.taps, firsts_.get(), weights_.get()};
-    view->rows = {rows.taps, firsts_.get() + call_.size, weights_.get() + std::int64_t(call_.size) * call_.taps};
+    view->columns = {filter, columns.taps, firsts_.get(), weights_.get()};
+    view->rows = {filter, rows.taps, firsts_.get() + call_.size, weights_.get() + std::int64_t(call_.size) * call_.taps};
     fill_weights(columns, row[kFlip] != 0, exact_.get(), view->columns);
     fill_weights(rows, false, exact_.get(), view->rows);
   }

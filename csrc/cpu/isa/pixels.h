@@ -44,8 +44,11 @@ inline void jitter(const AugmentView& view, int step, float mean, float* tile, i
   }
 }
 
+// The first plane of a tile becomes the grey image.
 inline void to_grey(float* tile, int64_t plane) {
-  for_each_pixel(tile, plane, [](Floats& r, Floats& g, Floats& b) { r = g = b = luma(r, g, b); });
+  for (int64_t i = 0; i < plane; i += L) {
+    store(tile + i, luma(load(tile + i), load(tile + plane + i), load(tile + 2 * plane + i)));
+  }
 }
 
 // Sum of the grey values (of all values where C is not 3) of `num` rows of a tile.
@@ -107,17 +110,17 @@ inline void blur_columns(const AugmentView& view, const float* x, float* border,
   });
 }
 
-// out [C, pitch] <- row y blurred across the rows; row i is at rows + (i mod (2 radius + 1)) * step.
-inline void blur_rows(const AugmentView& view, const float* rows, int64_t step, int y, float* out) {
+// out [n] <- row y, n floats of all its channels, blurred across the rows; row i is at rows + (i mod (2 radius + 1)) * n.
+inline void blur_rows(const AugmentView& view, const float* rows, int64_t n, int y, float* out) {
   const int radius = view.radius, ring = 2 * radius + 1;
-  const auto row = [&](int i) { return rows + reflected(i, view.size) % ring * step; };
+  const auto row = [&](int i) { return rows + reflected(i, view.size) % ring * n; };
   const float* above[kMaxBlurRadius + 1];
   const float* below[kMaxBlurRadius + 1];
   for (int k = 0; k <= radius; ++k) {
     above[k] = row(y - k);
     below[k] = row(y + k);
   }
-  in_groups(step, [&](auto group, int64_t i) {
+  in_groups(n, [&](auto group, int64_t i) {
     constexpr int G = decltype(group)::size;
     Floats sum[G];
 #pragma GCC unroll 4
@@ -132,8 +135,14 @@ inline void blur_rows(const AugmentView& view, const float* rows, int64_t step, 
   });
 }
 
-// RGBRGB... <- three rows of n pixels; within each 128 bits a shuffle a channel, and blends.
-inline void weave3(const float* x, int64_t pitch, int n, float* out) {
+// What is stored of a value of channel c.
+inline Floats normalised(const AugmentView& view, int c, Floats x) {
+  if (view.solarize) x = solarized(x, broadcast(view.threshold));
+  return x * view.scale[c] + view.shift[c];
+}
+
+// RGBRGB... <- the normalised rows x + c * plane of three channels; within each 128 bits a shuffle a channel, and blends.
+inline void weave3(const AugmentView& view, const float* x, int64_t plane, float* out) {
   Words red_lanes, green_lanes, blue_lanes, red_or_green[3], or_blue[3];
 #pragma GCC unroll 16
   for (int lane = 0; lane < L; ++lane) {
@@ -148,57 +157,48 @@ inline void weave3(const float* x, int64_t pitch, int n, float* out) {
       or_blue[o][lane] = channel == 2 ? L + lane : lane;
     }
   }
-  for (int i = 0; i < n; i += L) {
-    const Floats red = __builtin_shuffle(load(x + i), red_lanes);
-    const Floats green = __builtin_shuffle(load(x + pitch + i), green_lanes);
-    const Floats blue = __builtin_shuffle(load(x + 2 * pitch + i), blue_lanes);
+  for (int i = 0; i < view.size; i += L) {
+    const Floats red = __builtin_shuffle(normalised(view, 0, load(x + i)), red_lanes);
+    const Floats green = __builtin_shuffle(normalised(view, 1, load(x + plane + i)), green_lanes);
+    const Floats blue = __builtin_shuffle(normalised(view, 2, load(x + 2 * plane + i)), blue_lanes);
     float woven[3 * L];
-    float* to = i + L <= n ? out + 3 * i : woven;
+    float* to = i + L <= view.size ? out + 3 * i : woven;
 #pragma GCC unroll 3
     for (int o = 0; o < 3; ++o) {
-      const Floats all = __builtin_shuffle(__builtin_shuffle(red, green, red_or_green[o]), blue, or_blue[o]);
+      const Floats mixed = __builtin_shuffle(__builtin_shuffle(red, green, red_or_green[o]), blue, or_blue[o]);
 #pragma GCC unroll 4
       for (int block = 0; block < L / 4; ++block) {
-        __builtin_memcpy(to + 12 * block + 4 * o, reinterpret_cast<const float*>(&all) + 4 * block, 16);
+        __builtin_memcpy(to + 12 * block + 4 * o, reinterpret_cast<const float*>(&mixed) + 4 * block, 16);
       }
     }
-    if (to == woven) __builtin_memcpy(out + 3 * i, woven, 3 * (n - i) * sizeof(float));
+    if (to == woven) __builtin_memcpy(out + 3 * i, woven, 3 * (view.size - i) * sizeof(float));
   }
 }
 
-inline void weave(const float* x, int64_t pitch, int n, int channels, float* out) {
-  if (channels == 3) return weave3(x, pitch, n, out);
-  for (int c = 0; c < channels; ++c) {
-    for (int i = 0; i < n; ++i) out[i * channels + c] = x[c * pitch + i];
+// out [size, C] <- the normalised rows x + c * plane
+inline void weave(const AugmentView& view, const float* x, int64_t plane, float* row, float* out) {
+  if (view.channels == 3) return weave3(view, x, plane, out);
+  for (int c = 0; c < view.channels; ++c) {
+    for (int i = 0; i < view.size; i += L) store(row + i, normalised(view, c, load(x + c * plane + i)));
+    for (int i = 0; i < view.size; ++i) out[i * view.channels + c] = row[i];
   }
 }
 
-// Row y of the output <- C rows x + c * plane: solarised, normalised, in the output's type and order.
+// Row y of the output <- the rows x + c * plane: solarised, normalised, in the output's type and order.
 inline void store_row(const AugmentView& view, const AugmentScratch& scratch, const float* x, int64_t plane, int y) {
-  const int size = view.size, channels = view.channels;
-  const int64_t pitch = pitch_of(size);
-  for (int c = 0; c < channels; ++c) {
-    const float* from = x + c * plane;
-    float* to = scratch.row + c * pitch;
-    const Floats threshold = broadcast(view.threshold);
-    for (int i = 0; i < size; i += L) {
-      Floats value = load(from + i);
-      if (view.solarize) value = solarized(value, threshold);
-      store(to + i, value * view.scale[c] + view.shift[c]);
-    }
-  }
-  const int element = view.dtype == DType::float32 ? 4 : 2;
+  const int64_t size = view.size, channels = view.channels, element = view.dtype == DType::float32 ? 4 : 2;
   char* out = static_cast<char*>(view.out);
-  if (!view.channels_last) {
-    for (int c = 0; c < channels; ++c) {
-      narrow_row(scratch.row + c * pitch, out + (int64_t(c) * size + y) * size * element, size, view.dtype);
-    }
+  if (view.channels_last) {
+    out += y * size * channels * element;
+    float* woven = view.dtype == DType::float32 ? reinterpret_cast<float*>(out) : scratch.woven;
+    weave(view, x, plane, scratch.border, woven);
+    if (view.dtype != DType::float32) narrow_row(woven, out, size * channels, view.dtype);
     return;
   }
-  out += int64_t(y) * size * channels * element;
-  float* woven = view.dtype == DType::float32 ? reinterpret_cast<float*>(out) : scratch.woven;
-  weave(scratch.row, pitch, size, channels, woven);
-  if (view.dtype != DType::float32) narrow_row(woven, out, int64_t(size) * channels, view.dtype);
+  for (int c = 0; c < channels; ++c) {
+    for (int i = 0; i < size; i += L) store(scratch.border + i, normalised(view, c, load(x + c * plane + i)));
+    narrow_row(scratch.border, out + (c * size + y) * size * element, size, view.dtype);
+  }
 }
 
 }  // namespace
