@@ -115,7 +115,8 @@ def opencv(job: str, images: Any, threads: int) -> Step:
     cv2.setNumThreads(1)
     size, s, blur = settings(job)
     random = np.random.default_rng(0)
-    mean, std = (np.array(numbers, dtype=np.float32) * 255 for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+    levels = np.arange(256, dtype=np.float32)[None, :, None] / 255
+    normalised = ((levels - IMAGENET_MEAN) / IMAGENET_STD).astype(np.float32)  # [1, 256, 3]
 
     def brightness(x: Any) -> Any:
         return cv2.convertScaleAbs(x, alpha=random.uniform(max(0, 1 - 0.8 * s), 1 + 0.8 * s))
@@ -150,8 +151,7 @@ def opencv(job: str, images: Any, threads: int) -> Step:
             x = cv2.cvtColor(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         if random.random() < blur:
             x = cv2.GaussianBlur(x, (kernel(size),) * 2, random.uniform(0.1, 2.0))
-        x = cv2.divide(cv2.subtract(x.astype(np.float32), (*mean.tolist(), 0)), (*std.tolist(), 1))
-        return torch.from_numpy(cv2.merge(cv2.split(x))).permute(2, 0, 1)
+        return torch.from_numpy(cv2.LUT(x, normalised)).permute(2, 0, 1)
 
     return per_image(list(some(job, images)), transform)
 

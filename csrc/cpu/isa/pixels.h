@@ -110,7 +110,8 @@ inline void blur_columns(const AugmentView& view, const float* x, float* border,
   });
 }
 
-// out [n] <- row y, n floats of all its channels, blurred across the rows; row i is at rows + (i mod (2 radius + 1)) * n.
+// out [n] <- row y, n floats of all its channels, blurred across the rows; row i is at rows + (i mod (2 radius + 1)) *
+// n.
 inline void blur_rows(const AugmentView& view, const float* rows, int64_t n, int y, float* out) {
   const int radius = view.radius, ring = 2 * radius + 1;
   const auto row = [&](int i) { return rows + reflected(i, view.size) % ring * n; };
@@ -141,7 +142,8 @@ inline Floats normalised(const AugmentView& view, int c, Floats x) {
   return x * view.scale[c] + view.shift[c];
 }
 
-// RGBRGB... <- the normalised rows x + c * plane of three channels; within each 128 bits a shuffle a channel, and blends.
+// RGBRGB... <- the normalised rows x + c * plane of three channels; within each 128 bits a shuffle a channel, and
+// blends.
 inline void weave3(const AugmentView& view, const float* x, int64_t plane, float* out) {
   Words red_lanes, green_lanes, blue_lanes, red_or_green[3], or_blue[3];
 #pragma GCC unroll 16

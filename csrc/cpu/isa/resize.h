@@ -88,8 +88,8 @@ inline Ints level(Floats sum) {
   return __builtin_convertvector(sum, Ints);
 }
 
-// The first of the four pixels, L apart, that word q of a resized row holds: a vector of words unpacks into whole vectors
-// of neighbours.
+// The first of the four pixels, L apart, that word q of a resized row holds: a vector of words unpacks into whole
+// vectors of neighbours.
 inline int first_pixel(int q) { return q / L * kBytes + q % L; }
 
 // words[c][q] <- four resized pixels of L rows, for G channels from `c` on. T: the number of taps, or 0 for any.
@@ -154,8 +154,8 @@ inline void resize_columns(const AugmentView& view, const AugmentScratch& scratc
   }
 }
 
-// out [size padded to vectors] <- row y of channel c of the view, in [0, 1]. A byte is masked where it stands in its word
-// and so counts 256^b times; undoing it at the end is exact.
+// out [size padded to vectors] <- row y of channel c of the view, in [0, 1]. A byte is masked where it stands in its
+// word and so counts 256^b times; undoing it at the end is exact.
 template <bool clamp>
 inline void resize_row(const AugmentView& view, const uint8_t* levels, int y, int c, float* out) {
   const int taps = view.rows.taps, pitch = level_pitch(view);
