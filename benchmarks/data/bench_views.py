@@ -39,7 +39,9 @@ def photographs(num: int) -> list[np.ndarray]:
     grey = {"brick", "camera", "coins", "grass", "gravel", "moon"}
     files = [file for name, file in zip(PHOTOGRAPHS, _files(), strict=True) if name not in grey]
     pictures = [np.asarray(Image.open(file).convert("RGB").resize((500, 375))) for file in files]
-    return [np.ascontiguousarray(pictures[i % len(pictures)][:, :: 1 - 2 * (i // len(pictures) % 2)]) for i in range(num)]
+    return [
+        np.ascontiguousarray(pictures[i % len(pictures)][:, :: 1 - 2 * (i // len(pictures) % 2)]) for i in range(num)
+    ]
 
 
 def _start(make: Any, arguments: tuple[Any, ...]) -> None:
