@@ -239,6 +239,31 @@ void lamb_step(const Addresses& params, const Addresses& grads, const Addresses&
                const Sizes& sizes, const std::vector<bool>& adapt, int dtype, double lr, double beta1, double beta2,
                double eps, double weight_decay, bool bias_correction, bool clip, double step, int threads);
 
+// --- Augmented views (csrc/cpu/{augment,philox}.cpp) ---
+
+// `count` random numbers in [0, 1) for each sample, functions of (seed, epoch, purpose, sample):
+// ssl_fast/data/philox.py.
+void uniforms(Address index,  // [N] int64
+              std::int64_t N, std::int64_t count, std::uint32_t epoch, std::uint32_t purpose, std::uint64_t seed,
+              Address numbers);  // [N, count] float64
+
+// All V views of N decoded images of C channels: crop, antialiased resize, flip, colour jitter, grayscale, blur,
+// solarisation, normalisation (ssl_fast/data/engine_torchvision.py is the reference).
+void augment(Address images,                         // [N] addresses of uint8 [H, W, C], contiguous
+             Address extents,                        // [N, 2] int64 H, W
+             Address table,                          // [N, V, 17] float32, the columns of ssl_fast/data/views.py
+             const Addresses& outs,                  // V tensors [N, C, S, S], contiguous or channels last
+             const Sizes& sizes,                     // [V] S
+             const std::vector<bool>& bicubic,       // [V] or else bilinear
+             const Sizes& operations,                // [V] bit i: operation i of the colour jitter is done when drawn
+             const Sizes& blur_radii,                // [V] taps beside the centre, at most 256
+             const std::vector<double>& thresholds,  // [V] of solarisation
+             const std::vector<double>& mean,        // [V, C]
+             const std::vector<double>& std,         // [V, C]
+             std::int64_t N, std::int64_t C,
+             int dtype,  // of the outputs: float32, bfloat16 or float16
+             bool channels_last, int threads);
+
 namespace cuda {
 void ema_update(const Addresses& targets, const Addresses& sources, const Sizes& sizes, int target_dtype,
                 int source_dtype, double momentum, int device, Address stream);

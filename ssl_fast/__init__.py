@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ssl_fast.data.augment import augment as augment
     from ssl_fast.ops.adaface import adaface as adaface
     from ssl_fast.ops.arcface import arcface as arcface
     from ssl_fast.ops.arcface import combined_margin as combined_margin
@@ -65,6 +66,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "backends": "ssl_fast.ops.dispatch",
+    "augment": "ssl_fast.data.augment",
     "nt_xent": "ssl_fast.ops.nt_xent",
     "NTXentLoss": "ssl_fast.ops.nt_xent",
     "info_nce": "ssl_fast.ops.info_nce",

@@ -3,11 +3,7 @@
 
 #include <cmath>
 
-#ifdef __CUDACC__
-#define SSL_FAST_HD __host__ __device__ __forceinline__
-#else
-#define SSL_FAST_HD inline
-#endif
+#include "core/host_device.h"
 
 namespace ssl_fast {
 

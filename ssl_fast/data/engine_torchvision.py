@@ -31,7 +31,7 @@ class TorchvisionEngine:
     """
 
     def __init__(self, views: Sequence[View], channels: int) -> None:
-        self.views = tuple(views)
+        self.views, self.channels = tuple(views), channels
         for view in self.views:
             check_channels(view, channels)
 
@@ -49,7 +49,7 @@ class TorchvisionEngine:
         rows: Tensor,  # [N, P]
         view: View,
     ) -> Tensor:  # [N, C, S, S]
-        num, channels = len(images), images[0].shape[2]
+        num, channels = len(images), self.channels
         result = torch.empty((num, channels, view.size, view.size), memory_format=torch.channels_last)
         chunk = max(1, _CHUNK_ELEMENTS // (channels * view.size**2))
         for begin in range(0, num, chunk):

@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ssl_fast.data import engine_fused
 from ssl_fast.data.dataset import Dataset
+from ssl_fast.data.engine_fused import FusedEngine
 from ssl_fast.data.engine_torchvision import TorchvisionEngine
 from ssl_fast.data.philox import permutation
 from ssl_fast.data.views import Batch, View
-from ssl_fast.data.workers import BatchMaker, Job, Workers, in_process
+from ssl_fast.data.workers import BatchMaker, Job, Workers, ahead, in_process
 
 _SMALL_EPOCH = 1 << 26  # pixels of views per epoch: made in about the time that starting a worker takes
 _AUGMENTED = 4  # a pixel of an augmented view costs about so many of a plain one
@@ -33,9 +35,11 @@ class LoaderConfig:
     """How batches are made; what is in them does not depend on it.
 
     Args:
-        engine: "auto", "torchvision" or "dali".
-        workers: processes that make batches; 0 makes them in the training process, -1 chooses.
-        prefetch: batches that each worker makes ahead.
+        engine: "auto", "fused", "torchvision" or "dali".
+        workers: processes that make batches; 0 makes them in the training process, -1 chooses. For images in memory the
+            fused engine is faster than the way from one process to another: it then works in the training process, and
+            ahead of it, in a thread, while a GPU trains.
+        prefetch: batches that each worker, or that thread, makes ahead.
         start_method: "fork" or "forkserver". A forked worker shares the images in memory and starts at once; it never
             touches CUDA, and runs on one thread, which is what makes forking a process with threads safe here.
     """
@@ -89,7 +93,7 @@ class Loader:
         self.waited = 0.0
         self._check()
         self.engine, self.reason = choose_engine(config.engine, dataset, self.device)
-        self.workers = self._num_workers() if self.engine == "torchvision" else 0
+        self.workers = self._num_workers() if self.engine != "dali" else 0
         self._source: Any = None  # started on first use, then kept
 
     def __len__(self) -> int:
@@ -134,10 +138,13 @@ class Loader:
             from ssl_fast.data.engine_dali import DaliSource
 
             return DaliSource(self.dataset, self.views, -(-self.batch_size // self.world_size), self.device)
-        maker = BatchMaker(self.dataset, TorchvisionEngine(self.views, self.dataset.channels))
-        if self.workers == 0:
-            return in_process(maker)
+        make = FusedEngine if self.engine == "fused" else TorchvisionEngine
+        maker = BatchMaker(self.dataset, make(self.views, self.dataset.channels))
         pin = self.device.type == "cuda"
+        if self.workers == 0:
+            # Beside a training on the same cores a thread only gets in its way (benchmarks/NOTES.md).
+            in_thread = pin and self.engine == "fused" and self.config.workers == -1
+            return ahead(maker, self.config.prefetch, pin) if in_thread else in_process(maker)
         return Workers(maker, self.workers, self.config.prefetch, self.config.start_method, pin)
 
     def _check(self) -> None:
@@ -167,7 +174,7 @@ class Loader:
         """One core is left to the training; none for little work, or where shared memory could not hold the batches."""
         sample_pixels = sum(view.size**2 for view in self.views)
         effort = sum(view.size**2 * (_AUGMENTED if view.crop == "random" else 1) for view in self.views)
-        if self.dataset.arrays is not None and len(self.dataset) * effort < _SMALL_EPOCH:
+        if self.dataset.arrays is not None and (self.engine == "fused" or len(self.dataset) * effort < _SMALL_EPOCH):
             return 0
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         batch_bytes = 4 * self.dataset.channels * sample_pixels * self.batch_size // self.world_size
@@ -185,21 +192,22 @@ def choose_engine(
 
     Raises:
         ValueError: no such engine.
-        RuntimeError: "dali" was asked for and is not installed, or needs what the data set does not have.
+        RuntimeError: the engine asked for is not installed or not built, or needs what the data set does not have.
     """
-    if wanted not in ("auto", "torchvision", "dali"):
-        raise ValueError(f"data.engine: expected 'auto', 'torchvision' or 'dali', got {wanted!r}")
+    if wanted not in ("auto", "fused", "torchvision", "dali"):
+        raise ValueError(f"data.engine: expected 'auto', 'fused', 'torchvision' or 'dali', got {wanted!r}")
     if wanted == "torchvision":
         return "torchvision", "asked for"
-    from ssl_fast.data.engine_dali import unavailable
+    from ssl_fast.data import engine_dali
 
-    obstacle = unavailable(dataset)
-    if wanted == "dali":
-        if obstacle:
-            raise RuntimeError(f"data.engine: dali cannot be used: {obstacle}")
-        return "dali", "asked for"
-    if obstacle:
-        return "torchvision", f"dali cannot be used: {obstacle}"
-    if device.type != "cuda":
-        return "torchvision", "the device is a CPU, where workers scale better than DALI's threads"
-    return "dali", "image files, and a GPU to decode them"
+    obstacles = {"fused": engine_fused.unavailable(), "dali": engine_dali.unavailable(dataset)}
+    if wanted != "auto":
+        if obstacles[wanted]:
+            raise RuntimeError(f"data.engine: {wanted} cannot be used: {obstacles[wanted]}")
+        return wanted, "asked for"
+    if device.type == "cuda" and obstacles["dali"] is None:
+        return "dali", "image files, and a GPU to decode them"
+    where = f"dali cannot be used: {obstacles['dali']}" if device.type == "cuda" else "the device is a CPU"
+    if obstacles["fused"] is None:
+        return "fused", f"{where}, and the C++ kernels are built"
+    return "torchvision", f"{where}; fused cannot be used: {obstacles['fused']}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_MAX_PRECISION = 22  # bits behind the point of a rounded weight
+
 
 def crop_matrix(
     begin: Tensor,  # [N] first row of the crop, pixels
@@ -16,20 +18,30 @@ def crop_matrix(
     extent: int,  # rows of the image
     size: int,  # rows of the output
     interpolation: str,
-) -> Tensor:  # [N, size, extent]
-    """The matrix that crops one axis and resizes it as torch's `interpolate(antialias=True)` does.
+) -> Tensor:  # [N, size, extent] float32
+    """The matrix that crops one axis and resizes it as torch's `interpolate(antialias=True)` does for uint8 images.
 
     Row i holds the filter around the centre (i + 1/2) * length / size, widened when the crop is shrunk, cut at the
-    borders of the crop and normalised.
+    borders of the crop, normalised and rounded to a grid that puts the matrix' largest weight into 16 bits.
     """
-    scale = (length / size).view(-1, 1, 1)
-    output = torch.arange(size, dtype=torch.float32).view(1, -1, 1)
-    output = output + (size - 1 - 2.0 * output) * flip.view(-1, 1, 1)
-    pixel = torch.arange(extent, dtype=torch.float32).view(1, 1, -1) - begin.view(-1, 1, 1)
+    begin, length, flip = (numbers.double().view(-1, 1, 1) for numbers in (begin, length, flip))
+    scale = length / size
+    output = torch.arange(size, dtype=torch.float64).view(1, -1, 1)
+    output = output + (size - 1 - 2.0 * output) * flip
+    pixel = torch.arange(extent, dtype=torch.float64).view(1, 1, -1) - begin
     distance = (pixel + 0.5 - (output + 0.5) * scale).abs_().div_(scale.clamp(min=1.0))
     weight = _triangle(distance) if interpolation == "bilinear" else _cubic(distance)
-    weight.mul_((pixel >= 0) & (pixel < length.view(-1, 1, 1)))
-    return weight.div_(weight.sum(dim=2, keepdim=True))
+    weight.mul_((pixel >= 0) & (pixel < length))
+    return _rounded(weight.div_(weight.sum(dim=2, keepdim=True))).float()
+
+
+def _rounded(
+    weight: Tensor,  # [N, size, extent]
+) -> Tensor:
+    mantissa, exponent = torch.frexp(weight.amax(dim=(1, 2), keepdim=True))
+    precision = (15 - exponent - (mantissa * 2**15 >= 2**15 - 0.5).int()).clamp_(max=_MAX_PRECISION)
+    grid = torch.exp2(precision.double())
+    return weight.mul_(grid).add_(torch.where(weight < 0, -0.5, 0.5)).trunc_().div_(grid)
 
 
 def _triangle(
@@ -54,14 +66,19 @@ def crop_resize(
     size: int,
     interpolation: str,
 ) -> Tensor:  # [N, C, size, size] float32 in [0, 255], whole numbers
-    """Cropped, resized and flipped images, rounded to whole levels as torchvision's uint8 resize does."""
+    """Cropped, resized, flipped images, to the bit as torchvision resizes uint8: columns, whole levels, then rows."""
     _, height, width, _ = images.shape
     top, left, rows, columns = box.unbind(1)
     vertical = crop_matrix(top, rows, torch.zeros_like(flip), height, size, interpolation)
     horizontal = crop_matrix(left, columns, flip, width, size, interpolation)
     planes = images.permute(0, 3, 1, 2).contiguous().float()
-    resized = torch.matmul(torch.matmul(vertical[:, None], planes), horizontal.mT[:, None])
-    return resized.round_().clamp_(0, 255)
+    return _whole(torch.matmul(vertical[:, None], _whole(torch.matmul(planes, horizontal.mT[:, None]))))
+
+
+def _whole(
+    levels: Tensor,  # any shape
+) -> Tensor:
+    return levels.add_(0.5).floor_().clamp_(0, 255)
 
 
 def blur_kernel_size(size: int) -> int:

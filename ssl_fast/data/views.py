@@ -136,6 +136,10 @@ class Batch:
         """The same batch on `device`; keywords (dtype aside) go to `Tensor.to`, e.g. non_blocking=True."""
         return self._map(lambda tensor: tensor.to(device, **kw))
 
+    def pinned(self) -> Batch:
+        """The same batch in pinned memory, from where copies to a GPU need not be waited for."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
     def slice(self, begin: int, end: int) -> Batch:
         """Rows begin .. end - 1, sharing memory."""
         return self._map(lambda tensor: tensor[begin:end])

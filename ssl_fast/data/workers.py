@@ -1,4 +1,7 @@
-"""Whole batches made in this process or in worker processes: a batch is one unit of work, one message, one transfer."""
+"""Whole batches made in this process, by a thread of it or in worker processes.
+
+A batch is one unit of work, one message, one transfer.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ import gc
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +26,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ssl_fast.data.dataset import Dataset
+from ssl_fast.data.engine_fused import FusedEngine
 from ssl_fast.data.engine_torchvision import TorchvisionEngine
 from ssl_fast.data.views import Batch, draw
 
@@ -43,7 +50,7 @@ _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 class BatchMaker(TorchDataset[Parts]):
     """Turns jobs into batches."""
 
-    def __init__(self, dataset: Dataset, engine: TorchvisionEngine) -> None:
+    def __init__(self, dataset: Dataset, engine: TorchvisionEngine | FusedEngine) -> None:
         self.dataset, self.engine = dataset, engine
 
     def __getitem__(self, job: Any) -> Parts:
@@ -58,6 +65,32 @@ class BatchMaker(TorchDataset[Parts]):
 def in_process(maker: BatchMaker) -> Source:
     """Batches made when they are asked for."""
     return lambda jobs: (Batch(*maker[job]) for job in jobs)
+
+
+def ahead(maker: BatchMaker, prefetch: int, pin: bool) -> Source:
+    """Batches that a thread of this process makes, `prefetch` ahead: for engines that work without Python's lock.
+
+    `pin` puts them in pinned memory. What is left of an epoch that was given up is not made.
+    """
+    thread = ThreadPoolExecutor(1, thread_name_prefix="ssl_fast.data")
+
+    def make(job: Job) -> Batch:
+        batch = Batch(*maker[job])
+        return batch.pinned() if pin else batch
+
+    def source(jobs: list[Job]) -> Iterator[Batch]:
+        remaining = iter(jobs)
+        running = deque(thread.submit(make, job) for job in islice(remaining, prefetch))
+        try:
+            while running:
+                batch = running.popleft().result()
+                running.extend(thread.submit(make, job) for job in islice(remaining, 1))
+                yield batch
+        finally:
+            for future in running:
+                future.cancel()
+
+    return source
 
 
 class Workers:

@@ -60,9 +60,8 @@ def difference(view, images, channels):
 def test_batched_crop_equals_torchvisions(extent, size, channels, interpolation):
     view = View(size=size, interpolation=interpolation, **PLAIN)
     error = difference(view, smooth_images(60, *extent, channels), channels) * 255
-    # torchvision's uint8 kernel rounds its weights and between its two passes: one level, now and then two for bicubic.
-    assert error.max() <= (1.01 if interpolation == "bilinear" else 2.01)
-    assert error.mean() < 0.25
+    # The same arithmetic; a weight that lies just between two of its grid may be rounded the other way: one level.
+    assert error.max() < 1.01 and (error > 1e-4).float().mean() < 1e-4
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -10,10 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from ssl_fast.data import engine_fused
 from ssl_fast.data.dataset import ArrayDataset
 from ssl_fast.data.datasets.image_folder import ImageFolder
+from ssl_fast.data.engine_torchvision import TorchvisionEngine
 from ssl_fast.data.loader import Loader, LoaderConfig, choose_engine
 from ssl_fast.data.views import View
+from ssl_fast.data.workers import BatchMaker, Job, ahead
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -28,10 +31,21 @@ def photos(num=70):
     return ArrayDataset(images, np.arange(num) % 7, [])
 
 
+@pytest.fixture(scope="module", params=["fused", "torchvision"])
+def engine(request):
+    """What `loader` uses; tests of what is in the batches run with each."""
+    loader.engine = request.param
+    yield request.param
+    loader.engine = "fused"
+
+
 def loader(dataset=None, workers=0, start_method="fork", **options):
     options = {"batch_size": 16, "seed": 1, "shuffle": True, "drop_last": False} | options
-    config = LoaderConfig(engine="torchvision", workers=workers, prefetch=2, start_method=start_method)
+    config = LoaderConfig(loader.engine, workers, 2, start_method)
     return Loader(photos() if dataset is None else dataset, VIEWS, config, **options)
+
+
+loader.engine = "fused"
 
 
 def by_sample(batches):
@@ -44,7 +58,7 @@ def by_sample(batches):
 
 
 @pytest.fixture(scope="module")
-def whole():
+def whole(engine):
     """Epoch 3, made in this process with one rank."""
     return list(loader().epoch(3))
 
@@ -73,7 +87,7 @@ def test_workers_change_no_bit(whole, workers):
         batches = list(source.epoch(3))
         assert [b.index.tolist() for b in batches] == [b.index.tolist() for b in whole]
         assert by_sample(batches) == by_sample(whole)
-    assert source.waited > 0 and source.engine == "torchvision"
+    assert source.waited > 0 and source.engine == loader.engine
     source.close()
 
 
@@ -132,6 +146,7 @@ def test_a_worker_forked_after_parallel_work_in_the_parent(whole):
     code = """
 import torch, numpy as np
 from ssl_fast.data.dataset import ArrayDataset
+from ssl_fast.data.engine_torchvision import TorchvisionEngine
 from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.data.views import View
 torch.set_num_threads(2)
@@ -185,6 +200,7 @@ SIGNALLED = """
 import os, signal, sys, time
 import numpy as np
 from ssl_fast.data.dataset import ArrayDataset
+from ssl_fast.data.engine_torchvision import TorchvisionEngine
 from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.data.views import View
 got = []
@@ -234,11 +250,14 @@ def living(group, patience=10.0):
     return True
 
 
-def test_automatic_workers(monkeypatch):
+def test_automatic_workers(monkeypatch, engine):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     images = np.lib.stride_tricks.as_strided(np.zeros(3, np.uint8), (50_000, 32, 32, 3), (0, 0, 0, 1))
     large = ArrayDataset(images, None, [], ((0.5,) * 3, (0.5,) * 3))
     assert loader(workers=-1).workers == 0  # a tiny set
+    if engine == "fused":  # faster than the way from one process to another
+        assert loader(large, workers=-1).workers == 0
+        return
     assert loader(large, workers=-1).workers == 1
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
     assert loader(large, workers=-1).workers == 11
@@ -266,15 +285,32 @@ def test_bad_arguments_are_named(options, message):
         loader(**options)
 
 
-def test_engines():
-    cpu = torch.device("cpu")
+def test_engines(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert choose_engine("torchvision", photos(), cpu) == ("torchvision", "asked for")
-    engine, reason = choose_engine("auto", photos(), cpu)
-    assert engine == "torchvision" and "not a folder of image files" in reason
-    with pytest.raises(ValueError, match=r"expected 'auto', 'torchvision' or 'dali', got 'dalli'"):
+    assert choose_engine("fused", photos(), cpu) == ("fused", "asked for")
+    assert choose_engine("auto", photos(), cpu) == ("fused", "the device is a CPU, and the C++ kernels are built")
+    engine, reason = choose_engine("auto", photos(), gpu)
+    assert engine == "fused" and "not a folder of image files" in reason
+    with pytest.raises(ValueError, match=r"expected 'auto', 'fused', 'torchvision' or 'dali', got 'dalli'"):
         choose_engine("dalli", photos(), cpu)
     with pytest.raises(RuntimeError, match=r"dali cannot be used: the data set is not a folder"):
         choose_engine("dali", photos(), cpu)
+    monkeypatch.setattr(engine_fused, "unavailable", lambda: "it was not built")
+    engine, reason = choose_engine("auto", photos(), cpu)
+    assert engine == "torchvision" and reason.endswith("fused cannot be used: it was not built")
+    with pytest.raises(RuntimeError, match=r"fused cannot be used: it was not built"):
+        choose_engine("fused", photos(), cpu)
+
+
+def test_a_thread_ahead_changes_no_bit(whole):
+    make = engine_fused.FusedEngine if loader.engine == "fused" else TorchvisionEngine
+    made = ahead(BatchMaker(photos(), make(VIEWS, 3)), 2, pin=False)
+    jobs = [Job(1, 3, batch.index.numpy()) for batch in whole]
+    next(made(jobs))  # an epoch that is given up
+    batches = list(made(jobs))
+    assert [b.index.tolist() for b in batches] == [b.index.tolist() for b in whole]
+    assert by_sample(batches) == by_sample(whole)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

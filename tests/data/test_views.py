@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from ssl_fast.data.views import COLUMN, COLUMNS, Batch, View, draw
@@ -13,7 +14,7 @@ FULL = View(
 )
 
 
-def table_of(view, num=4000, size=(48, 64), seed=0, epoch=0):
+def table_of(view, num=10_000, size=(48, 64), seed=0, epoch=0):
     return draw([view], seed, epoch, np.arange(num), np.tile(size, (num, 1)))[:, 0].numpy()
 
 
@@ -26,7 +27,7 @@ def test_boxes_are_distributed_as_torchvisions(size):
     torch.manual_seed(0)
     reference = v2.RandomResizedCrop(32, scale=(0.2, 1.0))
     image = torch.zeros(1, *size)
-    boxes = [reference.make_params([image]) for _ in range(4000)]
+    boxes = [reference.make_params([image]) for _ in range(10_000)]
     ours = table_of(View(size=32, crop_scale=(0.2, 1.0)), size=size)
     for name in ("top", "left", "height", "width"):
         theirs = [box[name] for box in boxes]
@@ -41,6 +42,23 @@ def test_the_fallback_is_the_centred_box_of_the_nearest_ratio():
     table = table_of(View(size=8, crop_scale=(1.0, 1.0)), num=50, size=(100, 10))
     assert np.array_equal(table[:, :4], np.tile([43, 0, 13, 10], (50, 1)))
     assert np.array_equal(table_of(View(size=8), num=5, size=(1, 1))[:, :4], np.tile([0, 0, 1, 1], (5, 1)))
+
+
+def test_factors_orders_and_sigmas_are_distributed_as_torchvisions():
+    torch.manual_seed(0)
+    jitter = v1.ColorJitter(0.4, 1.5, 0.4, 0.1)
+    ranges = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+    theirs = [v1.ColorJitter.get_params(*ranges) for _ in range(10_000)]
+    ours = table_of(FULL)
+    for position, name in enumerate(("brightness", "contrast", "saturation", "hue")):
+        factors = [draws[1 + position] for draws in theirs]
+        assert stats.ks_2samp(column(ours, name), factors, method="asymp").pvalue > 1e-3, name
+    for step in range(4):
+        operations = [int(draws[0][step]) for draws in theirs]
+        assert stats.ks_2samp(column(ours, f"order{step}"), operations, method="asymp").pvalue > 1e-3
+    sigma = column(ours, "blur")
+    theirs = [v1.GaussianBlur.get_params(0.1, 2.0) for _ in range(10_000)]
+    assert stats.ks_2samp(sigma[sigma > 0], theirs, method="asymp").pvalue > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from ssl_fast.data.view_presets import byol
 from ssl_fast.data.views import Batch, View
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone
@@ -19,11 +20,6 @@ from ssl_fast.models.teacher import Teacher
 from ssl_fast.ops.byol import byol_loss
 from ssl_fast.optim.config import OptimizerConfig
 from ssl_fast.optim.schedule import cosine_momentum
-
-
-def _view() -> View:
-    # Table 6, the column of the first view: always blurred, never solarised.
-    return View(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter=0.8, grayscale=0.2, blur=1.0)
 
 
 @dataclass
@@ -35,9 +31,9 @@ class BYOLConfig:
     hidden_dim: int = 4096
     dim: int = 256
     norm: str = "batch"
-    view: View = field(default_factory=_view)
-    view2_blur: float = 0.1  # table 6: where the second view differs from the first
-    view2_solarize: float = 0.2
+    view: View = field(default_factory=lambda: byol()[0])
+    view2_blur: float = field(default_factory=lambda: byol()[1].blur)  # where the second view differs from the first
+    view2_solarize: float = field(default_factory=lambda: byol()[1].solarize)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(name="lars", lr=0.2, weight_decay=1.5e-6, warmup_epochs=10)
     )
@@ -57,7 +53,7 @@ class BYOL(Method):
 
     @staticmethod
     def views(config: BYOLConfig) -> tuple[View, ...]:
-        return (config.view, replace(config.view, blur=config.view2_blur, solarize=config.view2_solarize))
+        return (config.view, replace(config.view, name="view2", blur=config.view2_blur, solarize=config.view2_solarize))
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         z = self.through(self.projector, self.through(self.backbone, batch.views))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ssl_fast.data.view_presets import moco_v2
 from ssl_fast.data.views import Batch, View
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone
@@ -18,14 +19,6 @@ from ssl_fast.models.teacher import Teacher
 from ssl_fast.ops.info_nce import info_nce
 from ssl_fast.ops.moco_queue import MoCoQueue
 from ssl_fast.optim.config import OptimizerConfig
-
-
-def _view() -> View:
-    # v2 "aug+": MoCo v1's crops and jitter, plus SimCLR's blur (arXiv:2003.04297, section 3 and the authors' code).
-    crop = (0.2, 1.0)
-    return View(
-        crop_scale=crop, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter=0.8, grayscale=0.2, blur=0.5
-    )
 
 
 @dataclass
@@ -39,7 +32,7 @@ class MoCoConfig:
     hidden_dim: int = 2048
     dim: int = 128
     norm: str = "none"  # v2's projector has no normalisation
-    view: View = field(default_factory=_view)
+    view: View = field(default_factory=lambda: moco_v2()[0])
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(name="sgd", lr=0.03, weight_decay=1e-4, warmup_epochs=0)
     )

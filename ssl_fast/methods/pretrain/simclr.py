@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ssl_fast.data.view_presets import simclr
 from ssl_fast.data.views import Batch, View
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone
@@ -19,11 +20,6 @@ from ssl_fast.models.heads import mlp
 from ssl_fast.ops.dcl import dcl
 from ssl_fast.ops.nt_xent import nt_xent
 from ssl_fast.optim.config import OptimizerConfig
-
-
-def _view() -> View:
-    # Appendix A: strength s = 1; hue is a quarter of the other strengths, blur for half of the images.
-    return View(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, jitter=0.8, grayscale=0.2, blur=0.5)
 
 
 @dataclass
@@ -36,7 +32,7 @@ class SimCLRConfig:
     hidden_dim: int = 2048
     dim: int = 128
     norm: str = "batch"  # the projector's; "group" and "none" for exactness across ranks and microbatches
-    view: View = field(default_factory=_view)
+    view: View = field(default_factory=lambda: simclr()[0])
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(name="lars", lr=0.3, weight_decay=1e-6, warmup_epochs=10)
     )

@@ -1,0 +1,41 @@
+"""SimCLR's two views as a DALI pipeline on the CPU, in DALI's own operators."""
+
+from typing import Any
+
+import numpy as np
+from nvidia.dali import fn, pipeline_def, types
+
+from ssl_fast.data.dataset import IMAGENET_MEAN, IMAGENET_STD
+
+
+@pipeline_def(enable_conditionals=True)
+def _views(images: list[np.ndarray], size: int, s: float, blur: float, window: int) -> Any:
+    def view(x: Any) -> Any:
+        x = fn.random_resized_crop(x, size=size, random_area=[0.08, 1.0], antialias=True)
+        if fn.random.coin_flip(probability=0.8, dtype=types.BOOL):
+            low, high = max(0.0, 1 - 0.8 * s), 1 + 0.8 * s
+            x = fn.color_twist(
+                x,
+                brightness=fn.random.uniform(range=[low, high]),
+                contrast=fn.random.uniform(range=[low, high]),
+                saturation=fn.random.uniform(range=[low, high]),
+                hue=fn.random.uniform(range=[-72 * s, 72 * s]),
+            )
+        if fn.random.coin_flip(probability=0.2, dtype=types.BOOL):
+            x = fn.hsv(x, saturation=0.0)
+        if blur > 0 and fn.random.coin_flip(probability=blur, dtype=types.BOOL):
+            x = fn.gaussian_blur(x, sigma=fn.random.uniform(range=[0.1, 2.0]), window_size=window)
+        mean, std = ([255 * number for number in numbers] for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+        mirror = fn.random.coin_flip()
+        return fn.crop_mirror_normalize(x, mean=mean, std=std, mirror=mirror, output_layout="CHW", dtype=types.FLOAT)
+
+    source = fn.external_source(source=lambda: images, layout="HWC", batch=True)
+    return view(source), view(source)
+
+
+def build(images: list[np.ndarray], size: int, s: float, blur: float, window: int, threads: int) -> Any:
+    """Nothing is made ahead: it would be made while others are timed."""
+    options = {"batch_size": len(images), "num_threads": threads, "device_id": None, "seed": 0}
+    pipeline = _views(images, size, s, blur, window, exec_async=False, exec_pipelined=False, **options)
+    pipeline.build()
+    return pipeline
