@@ -142,7 +142,7 @@ def _assemble(
     index = found.nonzero().squeeze(1)
     if not len(index):
         raise ValueError(f"dataset: expected at least one image that can be decoded, got none of {len(dataset)}")
-    labels = None if dataset.labels is None else torch.as_tensor(np.asarray(dataset.labels), dtype=torch.int64)[index]
+    labels = None if dataset.labels is None else torch.tensor(np.asarray(dataset.labels), dtype=torch.int64)[index]
     names = None if dataset.names is None else [dataset.names[i] for i in index.tolist()]
     rows = h if len(index) == len(h) else h[index]
     return Features(rows, labels, names, index, len(dataset) - len(index), protocol)
