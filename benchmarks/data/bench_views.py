@@ -7,7 +7,8 @@ Two jobs from decoded pixels: 32-px views (no blur, strength 0.5) of CIFAR-10 ar
 tensors with the paper's random operations, as its own users run it: per image (lightly from PIL, torchvision from
 uint8 tensors, OpenCV and albumentations from arrays) or per batch (ours, kornia, DALI). With two threads, what works
 per image runs in two processes that send nothing back, which is more than a loader could do. `control` is arithmetic
-alone, to show what two threads are worth here. Contenders take turns; columns are medians over rounds.
+alone, to show what two threads are worth here. Contenders take turns; columns are medians over rounds. The peers come
+with the extras `dev` (lightly), `peers` and `dali`; the first two are needed.
 """
 
 import argparse
