@@ -226,3 +226,12 @@ def test_lightly_agrees(sigma: float | None) -> None:
     z1, z2 = (z.detach() for z in views(12, 8))
     theirs = loss.DCLLoss(temperature=0.2) if sigma is None else loss.DCLWLoss(temperature=0.2, sigma=sigma)
     torch.testing.assert_close(dcl(z1, z2, temperature=0.2, sigma=sigma), theirs(z1, z2), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("num_samples", [0, 1])
+def test_without_negatives_the_temperature_has_the_gradient_zero(num_samples: int, impl: str, device: str) -> None:
+    z1, z2 = (torch.ones(num_samples, 3, device=device, requires_grad=True) for _ in range(2))
+    for function in (dcl_reference, lambda *inputs, **options: dcl(*inputs, impl=impl, **options)):
+        temperature = torch.tensor(0.5, device=device, requires_grad=True)
+        function(z1, z2, temperature=temperature).backward()
+        assert temperature.grad is not None and temperature.grad.item() == 0

@@ -208,6 +208,16 @@ def test_no_rows_and_no_negatives(impl: str, device: str) -> None:
     assert value == 0 and q.grad is not None and not q.grad.any()
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_rows_of_no_numbers_are_all_alike(reduction: str, impl: str, device: str) -> None:
+    q, queue = torch.zeros(3, 0, device=device, requires_grad=True), torch.zeros(4, 0, device=device)
+    temperature = torch.tensor(0.5, device=device, requires_grad=True)
+    value = info_nce(q, q.detach(), queue, temperature=temperature, reduction=reduction, impl=impl)
+    torch.testing.assert_close(value, torch.full_like(value, math.log(5)))
+    dq, dtemperature = torch.autograd.grad(value.sum(), (q, temperature))
+    assert dq.shape == (3, 0) and dtemperature.item() == 0
+
+
 def test_zero_rows_stay_finite(impl: str, device: str) -> None:
     q, k = (z.detach().float().to(device) for z in pairs(6, 4))
     q[2], k[3] = 0, 0
