@@ -1,5 +1,6 @@
 """Every public name of `ssl_fast` once, forward and backward: `python every_op.py`. Needs torch and ssl_fast alone."""
 
+import importlib.util
 import shutil
 import sys
 from collections.abc import Callable
@@ -141,7 +142,27 @@ def neighbours(impl: str) -> None:
 
 
 SGD = torch.optim.SGD
+def augmented(impl: str) -> None:
+    """Views need numpy, and say so."""
+    if importlib.util.find_spec("numpy") is None:
+        try:
+            _ = sf.augment
+        except ImportError as error:
+            assert "pip install" in str(error)
+        return
+    from ssl_fast.data.view_presets import simclr
+
+    images = torch.randint(0, 256, (2, 40, 48, 3), dtype=torch.uint8)
+    try:
+        views = sf.augment(images, simclr(size=16), key=(0, 0, range(2)))
+    except ImportError as error:  # without C++ it is torchvision that makes them
+        assert "torchvision" in str(error)
+        return
+    assert all(view.isfinite().all() and view.shape == (2, 3, 16, 16) for view in views)
+
+
 OTHERS: dict[str, Callable[[str], Any]] = {
+    "augment": augmented,
     "MoCoQueue": queue,
     "DINOCenter": center,
     "MarginHead": margin_head,
