@@ -7,6 +7,7 @@ torchvision's for uint8 images, colours and blur differ from it by rounding of f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,15 +57,7 @@ class FusedEngine:
             raise RuntimeError(f"data.engine: fused cannot be used: {reason}")
         for view in self.views:
             check_channels(view, channels)
-        self._settings = (
-            [view.size for view in self.views],
-            [view.interpolation == "bicubic" for view in self.views],
-            [_operations(view, channels) for view in self.views],
-            [_blur_radius(view) for view in self.views],
-            [view.solarize_threshold for view in self.views],
-            [number for view in self.views for number in _per_channel(view.mean, channels)],
-            [number for view in self.views for number in _per_channel(view.std, channels)],
-        )
+        self._settings = settings(self.views, channels)
 
     def __call__(
         self,
@@ -100,6 +93,19 @@ class FusedEngine:
         return outs
 
 
+def settings(views: Sequence[View], channels: int) -> tuple[list[Any], ...]:
+    """What the kernels are told of the views: sizes to thresholds [V], mean and std [V, C]; see csrc/ops.h."""
+    return (
+        [view.size for view in views],
+        [view.interpolation == "bicubic" for view in views],
+        [_operations(view, channels) for view in views],
+        [_blur_radius(view) for view in views],
+        [view.solarize_threshold for view in views],
+        [number for view in views for number in _per_channel(view.mean, channels)],
+        [number for view in views for number in _per_channel(view.std, channels)],
+    )
+
+
 def _operations(view: View, channels: int) -> int:
     """Bit i: the colour jitter has operation i."""
     if view.jitter == 0:
@@ -110,10 +116,12 @@ def _operations(view: View, channels: int) -> int:
 
 
 def _blur_radius(view: View) -> int:
+    if view.blur == 0:
+        return 0
     radius = blur_kernel_size(view.size) // 2
-    if view.blur > 0 and radius > _MAX_BLUR_RADIUS:
+    if radius > _MAX_BLUR_RADIUS:
         raise ValueError(f"blur: expected a view of at most {20 * _MAX_BLUR_RADIUS} pixels, got {view.size}")
-    return min(radius, _MAX_BLUR_RADIUS)
+    return radius
 
 
 def _per_channel(numbers: tuple[float, ...], channels: int) -> tuple[float, ...]:
