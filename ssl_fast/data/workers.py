@@ -1,5 +1,7 @@
-"""Whole batches made in this process, by a thread of it or in worker processes: a batch is one unit of work, one message,
-one transfer."""
+"""Whole batches made in this process, by a thread of it or in worker processes.
+
+A batch is one unit of work, one message, one transfer.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,7 @@ def in_process(maker: BatchMaker) -> Source:
 
 
 def ahead(maker: BatchMaker, prefetch: int, pin: bool) -> Source:
-    """Batches that a thread of this process makes ahead, `prefetch` of them: for engines that work without Python's lock.
+    """Batches that a thread of this process makes, `prefetch` ahead: for engines that work without Python's lock.
 
     `pin` puts them in pinned memory. What is left of an epoch that was given up is not made.
     """

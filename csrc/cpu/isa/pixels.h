@@ -72,17 +72,50 @@ inline double grey_sum(const AugmentView& view, const float* tile, int64_t plane
   return total;
 }
 
-template <int G>
-struct Group {
-  static constexpr int size = G;
-};
-
-// f(group, i) for vectors i ... i + G - 1 of n elements: four at a time, then one.
-template <typename F>
-inline void in_groups(int64_t n, F f) {
+// out [n] <- w[0] x + sum_k w[k] (before[k] + after[k]), k from 1 to the radius: R, or any where R is 0.
+template <int R, typename Rows>
+inline void weigh(const AugmentView& view, Rows rows, int64_t n, float* out) {
+  const int radius = R ? R : view.radius;
+  const auto some = [&](auto* sum, int count, int64_t i) {
+#pragma GCC unroll 4
+    for (int g = 0; g < count; ++g) sum[g] = view.blur[0] * load_unaligned(rows(0) + i + g * L);
+#pragma GCC unroll 8
+    for (int k = 1; k <= radius; ++k) {
+      const Floats w = broadcast(view.blur[k]);
+      const float *before = rows(-k) + i, *after = rows(k) + i;
+#pragma GCC unroll 4
+      for (int g = 0; g < count; ++g) sum[g] += w * (load_unaligned(before + g * L) + load_unaligned(after + g * L));
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < count; ++g) store(out + i + g * L, sum[g]);
+  };
   int64_t i = 0;
-  for (; i + 4 * L <= n; i += 4 * L) f(Group<4>(), i);
-  for (; i < n; i += L) f(Group<1>(), i);
+  Floats sum[4];
+  for (; i + 4 * L <= n; i += 4 * L) some(sum, 4, i);
+  for (; i < n; i += L) some(sum, 1, i);
+}
+
+// The radius made a constant where it is common.
+template <typename Rows>
+inline void weigh(const AugmentView& view, Rows rows, int64_t n, float* out) {
+  switch (view.radius) {
+    case 1:
+      return weigh<1>(view, rows, n, out);
+    case 2:
+      return weigh<2>(view, rows, n, out);
+    case 3:
+      return weigh<3>(view, rows, n, out);
+    case 4:
+      return weigh<4>(view, rows, n, out);
+    case 5:
+      return weigh<5>(view, rows, n, out);
+    case 6:
+      return weigh<6>(view, rows, n, out);
+    case 7:
+      return weigh<7>(view, rows, n, out);
+    default:
+      return weigh<0>(view, rows, n, out);
+  }
 }
 
 // out [size] <- x blurred along the row; `border` holds the row with its reflected border.
@@ -94,46 +127,16 @@ inline void blur_columns(const AugmentView& view, const float* x, float* border,
     centre[-k] = x[reflected(-k, size)];
     centre[size - 1 + k] = x[reflected(size - 1 + k, size)];
   }
-  in_groups(size, [&](auto group, int64_t i) {
-    constexpr int G = decltype(group)::size;
-    Floats sum[G];
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) sum[g] = view.blur[0] * load_unaligned(centre + i + g * L);
-    for (int k = 1; k <= radius; ++k) {
-      const Floats w = broadcast(view.blur[k]);
-      const float *before = centre + i - k, *after = centre + i + k;
-#pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) sum[g] += w * (load_unaligned(before + g * L) + load_unaligned(after + g * L));
-    }
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) store(out + i + g * L, sum[g]);
-  });
+  weigh(view, [centre](int k) { return centre + k; }, size, out);
 }
 
 // out [n] <- row y, n floats of all its channels, blurred across the rows; row i is at rows + (i mod (2 radius + 1)) *
 // n.
 inline void blur_rows(const AugmentView& view, const float* rows, int64_t n, int y, float* out) {
   const int radius = view.radius, ring = 2 * radius + 1;
-  const auto row = [&](int i) { return rows + reflected(i, view.size) % ring * n; };
-  const float* above[kMaxBlurRadius + 1];
-  const float* below[kMaxBlurRadius + 1];
-  for (int k = 0; k <= radius; ++k) {
-    above[k] = row(y - k);
-    below[k] = row(y + k);
-  }
-  in_groups(n, [&](auto group, int64_t i) {
-    constexpr int G = decltype(group)::size;
-    Floats sum[G];
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) sum[g] = view.blur[0] * load(above[0] + i + g * L);
-    for (int k = 1; k <= radius; ++k) {
-      const Floats w = broadcast(view.blur[k]);
-#pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) sum[g] += w * (load(above[k] + i + g * L) + load(below[k] + i + g * L));
-    }
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) store(out + i + g * L, sum[g]);
-  });
+  const float* around[2 * kMaxBlurRadius + 1];
+  for (int k = -radius; k <= radius; ++k) around[radius + k] = rows + reflected(y + k, view.size) % ring * n;
+  weigh(view, [&around, radius](int k) { return around[radius + k]; }, n, out);
 }
 
 // What is stored of a value of channel c.
