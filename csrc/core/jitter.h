@@ -30,10 +30,10 @@ SSL_FAST_HD Jitter jitter_of(const float* row, int operations) {
   return jitter;
 }
 
-// Operations begin ... end - 1 of a pixel of P = 3 channels, or of one value of another number of channels (P = 1).
+// The first `num` operations on a pixel of three channels (P = 3), or on one value of another number of them (P = 1).
 template <int P>
-SSL_FAST_HD void apply(const Jitter& jitter, int begin, int end, float (&x)[P]) {
-  for (int i = begin; i < end; ++i) {
+SSL_FAST_HD void apply(const Jitter& jitter, int num, float (&x)[P]) {
+  for (int i = 0; i < num; ++i) {
     const Colour operation = Colour(jitter.order >> 2 * i & 3);
     if (operation == Colour::brightness) {
       for (int c = 0; c < P; ++c) x[c] = blend(x[c], jitter.brightness, 0.0f);

@@ -34,13 +34,10 @@ SSL_FAST_BODY Finish finish_of(const ViewBatch& batch, const ViewTask& task, con
   return {batch, view, tile, task.space.levels, jitter, grayscale, task.row[kSolarize] != 0};
 }
 
-// x <- the pixel, with its colours changed.
+// pixel <- P values of pixel (y, x), the first of channel c, with all that changes colours.
 template <int P>
-SSL_FAST_BODY void coloured(const Finish& finish, int y, int x, int c, float (&pixel)[P]) {
-  const std::int64_t size = finish.view.size;
-  const std::uint8_t* from = finish.levels + (c * size + y) * size + x;
-  for (int p = 0; p < P; ++p) pixel[p] = float(from[p * size * size]) * (1.0f / 255.0f);
-  apply(finish.jitter, 0, finish.jitter.num, pixel);
+SSL_FAST_BODY void recoloured(const Finish& finish, int y, int x, int c, float (&pixel)[P]) {
+  coloured(finish.levels, finish.view.size, finish.jitter, finish.jitter.num, y, x, c, pixel);
   if constexpr (P == 3) {
     if (finish.grayscale) pixel[0] = pixel[1] = pixel[2] = luma(pixel[0], pixel[1], pixel[2]);
   }
@@ -94,7 +91,7 @@ struct Blur {
       float sums[kRows][P] = {};
       for (int k = -radius; k < radius + kRows; ++k) {
         float pixel[P];
-        coloured(finish, mirrored(y + k, size), x, c, pixel);
+        recoloured(finish, mirrored(y + k, size), x, c, pixel);
         const float* tap = taps + k + radius;  // of output row kRows - 1; that of row j lies kRows - 1 - j behind it
         for (int j = 0; j < kRows; ++j) {
           for (int p = 0; p < P; ++p) sums[j][p] += tap[kRows - 1 - j] * pixel[p];
@@ -143,7 +140,7 @@ SSL_FAST_BODY void finish_tile(Block& block, const ViewBatch& batch, std::int64_
       const int y = tile.y + i / view.tile_columns, x = tile.x + i % view.tile_columns;
       if (y >= view.size || x >= view.size) return;
       float pixel[P];
-      coloured(finish, y, x, c, pixel);
+      recoloured(finish, y, x, c, pixel);
       put<P, T>(block, finish, y, x, c, pixel);
     });
   }

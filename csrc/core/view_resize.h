@@ -142,25 +142,24 @@ SSL_FAST_BODY void resize_pixel(const Crop& crop, const std::uint8_t* row, int x
   for (int c = 0; c < P; ++c) levels[c] = whole_level(levels[c]);
 }
 
-// Rows y ... y + kRows - 1 of column x, channels c ... c + P - 1. The thread walks down the crop's rows: it resizes
+// `rows` rows from y on of column x, channels c ... c + P - 1. The thread walks down the crop's rows: it resizes
 // each in its own column and adds it to the output rows that see it, so nothing is kept but kRows * P sums, however
 // many pixels an output is made of, and a crop's row is resized again only where two groups of output rows see it.
 template <int P>
-SSL_FAST_BODY void resize_rows(const Crop& crop, int y, int x, int c, float (&sums)[kRows][P]) {
-  const int last = crop.size - 1;
+SSL_FAST_BODY void resize_rows(const Crop& crop, int y, int rows, int x, int c, float (&sums)[kRows][P]) {
+  const int end = crop.rows[y + rows - 1] + crop.row_taps;
   int first[kRows];
   for (int j = 0; j < kRows; ++j) {
-    first[j] = crop.rows[y + j < last ? y + j : last];
+    first[j] = j < rows ? crop.rows[y + j] : end;  // a row that is not there sees nothing
     for (int p = 0; p < P; ++p) sums[j][p] = 0.5f;
   }
-  const int end = first[kRows - 1] + crop.row_taps;
   for (int s = first[0]; s < end; ++s) {
     float levels[P];
     resize_pixel(crop, crop.begin + s * crop.row_bytes + c, x, levels);
     for (int j = 0; j < kRows; ++j) {
       const int k = s - first[j];
-      if (k < 0 || k >= crop.row_taps || y + j > last) continue;
-      const float weight = crop.row_weights[std::int64_t(k) * crop.size + y + j];
+      if (k < 0 || k >= crop.row_taps) continue;
+      const float weight = crop.row_weights[k * crop.size + y + j];
       for (int p = 0; p < P; ++p) sums[j][p] += weight * levels[p];
     }
   }
@@ -169,14 +168,13 @@ SSL_FAST_BODY void resize_rows(const Crop& crop, int y, int x, int c, float (&su
   }
 }
 
-// A pixel's share of the grey that contrast needs the mean of.
+// pixel <- P values of pixel (y, x), the first of channel c, after the first `num` operations; levels: [C, S, S].
 template <int P>
-SSL_FAST_BODY float grey_of(const Jitter& jitter, const float (&levels)[P]) {
-  float x[P];
-  for (int p = 0; p < P; ++p) x[p] = levels[p] * (1.0f / 255.0f);
-  apply(jitter, 0, jitter.before_contrast, x);
-  if constexpr (P == 3) return luma(x[0], x[1], x[2]);
-  return x[0];
+SSL_FAST_BODY void coloured(const std::uint8_t* levels, std::int64_t size, const Jitter& jitter, int num, int y, int x,
+                            int c, float (&pixel)[P]) {
+  const std::uint8_t* from = levels + (c * size + y) * size + x;
+  for (int p = 0; p < P; ++p) pixel[p] = float(from[p * size * size]) * (1.0f / 255.0f);
+  apply(jitter, num, pixel);
 }
 
 // Kernel 2, num_tiles * count blocks: the levels of one tile and, where contrast needs it, their sum of grey. P is 3
@@ -187,19 +185,31 @@ SSL_FAST_BODY void resize_tile(Block& block, const ViewBatch& batch, std::int64_
   const ViewPlan& view = batch.views[tile.v];
   const ViewTask task = task_of(batch, tile.n, tile.v);
   const Crop crop = crop_of(batch, task);
-  const Jitter jitter = jitter_of(task.row, view.operations);
-  const int size = view.size, groups = view.tile_rows / kRows, columns = view.tile_columns;
-  const double grey = block.sum(batch.channels / P * groups * columns, [&](int i) {
+  const int size = view.size, groups = view.tile_rows / kRows, columns = view.tile_columns, parts = batch.channels / P;
+  std::uint8_t* levels = task.space.levels;
+  block.each(parts * groups * columns, [&](int i) {
     const int x = tile.x + i % columns, y = tile.y + i / columns % groups * kRows, c = i / (columns * groups) * P;
-    if (x >= size || y >= size) return 0.0f;
-    float levels[kRows][P], sum = 0;
-    resize_rows(crop, y, x, c, levels);
-    for (int j = 0; j < kRows && y + j < size; ++j) {
-      std::uint8_t* to = task.space.levels + (std::int64_t(c) * size + y + j) * size + x;
-      for (int p = 0; p < P; ++p) to[p * std::int64_t(size) * size] = std::uint8_t(levels[j][p]);
-      if (jitter.before_contrast < jitter.num) sum += grey_of(jitter, levels[j]);
+    if (x >= size || y >= size) return;
+    const int rows = size - y < kRows ? size - y : kRows;
+    float sums[kRows][P];
+    resize_rows(crop, y, rows, x, c, sums);
+    std::uint8_t* to = levels + (std::int64_t(c) * size + y) * size + x;
+    for (int p = 0; p < P; ++p, to += std::int64_t(size) * size) {
+      for (int j = 0; j < kRows; ++j) {
+        if (j < rows) to[j * size] = std::uint8_t(sums[j][p]);
+      }
     }
-    return sum;
+  });
+  const Jitter jitter = jitter_of(task.row, view.operations);
+  if (jitter.before_contrast == jitter.num) return;
+  const double grey = block.sum(parts * view.tile_rows * columns, [&](int i) {
+    const int x = tile.x + i % columns, y = tile.y + i / columns % view.tile_rows,
+              c = i / (columns * view.tile_rows) * P;
+    if (x >= size || y >= size) return 0.0f;
+    float pixel[P];
+    coloured(levels, size, jitter, jitter.before_contrast, y, x, c, pixel);
+    if constexpr (P == 3) return luma(pixel[0], pixel[1], pixel[2]);
+    return pixel[0];
   });
   if (block.leader()) task.space.partials[tile.number] = grey;
 }

@@ -72,7 +72,7 @@ class FusedEngine:
         check_images(images, self.channels)
         images, addresses, extents = _located(images)  # they live until the call has returned
         table = table.to("cpu", torch.float32).contiguous()
-        _check_table(table, extents, len(self.views))
+        check_table(table, extents, len(self.views))
         num = len(extents)
         outs = tuple(
             torch.empty((num, self.channels, v.size, v.size), dtype=self.dtype, memory_format=self.memory_format)
@@ -126,14 +126,17 @@ def _per_channel(numbers: tuple[float, ...], channels: int) -> tuple[float, ...]
     return numbers * channels if len(numbers) == 1 else numbers
 
 
-def check_images(images: Images, channels: int) -> None:
-    """Raises ValueError unless `images` are uint8 [N, H, W, channels], or a list of [H, W, channels]."""
-    together = isinstance(images, np.ndarray)
-    parts: list[NDArray[np.uint8]] = [images] if isinstance(images, np.ndarray) else list(images)
-    for part in parts:
-        if part.dtype != np.uint8 or part.ndim != 3 + together or part.shape[-1] != channels:
+def check_images(images: Any, channels: int) -> None:
+    """Raises ValueError unless `images` are uint8 [N, H, W, channels], or a list of [H, W, channels].
+
+    They may be arrays or tensors.
+    """
+    together = isinstance(images, np.ndarray | Tensor)
+    for part in [images] if together else images:
+        dtype = str(part.dtype).removeprefix("torch.")
+        if dtype != "uint8" or part.ndim != 3 + together or part.shape[-1] != channels:
             expected = f"[{'N, ' if together else ''}H, W, {channels}]"
-            raise ValueError(f"images: expected uint8 {expected}, got {part.dtype} {list(part.shape)}")
+            raise ValueError(f"images: expected uint8 {expected}, got {dtype} {list(part.shape)}")
 
 
 def _located(
@@ -149,11 +152,12 @@ def _located(
     return images, addresses, np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
 
 
-def _check_table(
+def check_table(
     table: Tensor,  # [N, V, P]
     extents: NDArray[np.int64],  # [N, 2]
     num_views: int,
 ) -> None:
+    """Raises ValueError unless the table is of these images and views, its crops inside the images."""
     if table.shape != (len(extents), num_views, len(COLUMNS)):
         expected = [len(extents), num_views, len(COLUMNS)]
         raise ValueError(f"table: expected shape {expected}, got {list(table.shape)}")

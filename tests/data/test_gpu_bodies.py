@@ -68,7 +68,9 @@ def on_host(program, images, table, views, channels, *, channels_last=True, imag
     source.write_bytes(b"".join(part.tobytes() for part in parts))
     done = subprocess.run([program, source, result], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    views_of = np.split(np.fromfile(result, dtype=np.float32), np.cumsum([len(images) * channels * s * s for s in sizes]))
+    views_of = np.split(
+        np.fromfile(result, dtype=np.float32), np.cumsum([len(images) * channels * s * s for s in sizes])
+    )
     order = (lambda x, s: x.reshape(-1, s, s, channels).permute(0, 3, 1, 2)) if channels_last else None
     order = order or (lambda x, s: x.reshape(-1, channels, s, s))
     return [order(torch.from_numpy(x), size) for x, size in zip(views_of, sizes, strict=False)]
@@ -78,7 +80,9 @@ def assert_agree(program, images, views, channels=3, largest=1e-3, **options):
     """Within `largest` levels of 255 of the CPU engine's, but where a rounded level or a threshold was a tie."""
     table = tables(views, images)
     theirs = FusedEngine(views, channels)(images, table)
-    for view, found, expected in zip(views, on_host(program, images, table, views, channels, **options), theirs, strict=True):
+    for view, found, expected in zip(
+        views, on_host(program, images, table, views, channels, **options), theirs, strict=True
+    ):
         levels = (found - expected).abs() * torch.tensor(view.std).view(1, -1, 1, 1) * 255
         assert found.shape == expected.shape and levels.isfinite().all()
         assert levels.max() < largest
@@ -114,7 +118,9 @@ def test_several_views_in_batches_of_two_images(program):
 def test_arrays_and_views_of_several_tiles(program):
     assert_agree(program, pictures(40, 32, 32), [View(size=32, **SIMCLR)] * 2)
     assert_agree(program, [pictures(1, 375, 500)[0]], [View(size=224, **SIMCLR), View(size=224, **SIMCLR)])
-    assert_agree(program, [pictures(1, 90, 70)[0]], [View(size=300, **{**SIMCLR, "blur": 1.0, "blur_sigma": (9.0, 9.0)})])
+    assert_agree(
+        program, [pictures(1, 90, 70)[0]], [View(size=300, **{**SIMCLR, "blur": 1.0, "blur_sigma": (9.0, 9.0)})]
+    )
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
