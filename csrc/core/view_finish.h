@@ -1,5 +1,5 @@
 // Body of the GPU's third kernel for augmented views: from the resized crop to the normalised output. See
-// core/view_resize.h for what a Block is; beyond that, store(to, x) rounds a float to the type of the output.
+// core/view_weigh.h for what a Block is; beyond that, store(to, x) rounds a float to the type of the output.
 #pragma once
 
 #include "core/view_resize.h"

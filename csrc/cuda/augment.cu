@@ -21,7 +21,7 @@ namespace {
 
 constexpr int kViewThreads = 128;
 
-// What core/view_resize.h asks of a block of threads.
+// What core/view_weigh.h asks of a block of threads.
 class Block {
  public:
   __device__ explicit Block(double* of_warp) : of_warp_(of_warp) {}

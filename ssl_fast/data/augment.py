@@ -63,7 +63,10 @@ def augment(
 def _device(images: Any) -> torch.device:
     """Where the images are, or the first of them."""
     first = images if isinstance(images, Tensor | np.ndarray) or not len(images) else images[0]
-    return first.device if isinstance(first, Tensor) else torch.device("cpu")
+    device = first.device if isinstance(first, Tensor) else torch.device("cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"images: expected tensors on the CPU or a CUDA device, got one on {device}")
+    return device
 
 
 def _engine(views: Sequence[View], channels: int, device: torch.device) -> Any:

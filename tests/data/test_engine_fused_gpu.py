@@ -123,6 +123,16 @@ def test_the_kernels_take_what_the_engine_gives():
         cuda.augment_workspace(0, [224] * 65, [False] * 65, [11] * 65, 0, 3)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the addresses are the CPU's")
+def test_the_signature_fits(monkeypatch):
+    pytest.importorskip("ssl_fast._cuda", reason="the CUDA module was not built")
+    monkeypatch.setattr(engine_fused_gpu, "unavailable", lambda: None)
+    monkeypatch.setattr(engine_fused_gpu, "place", lambda tensor: (0, 0))
+    images, view = pictures(2, 8, 8), View(size=8, **SIMCLR)
+    with pytest.raises(RuntimeError, match=r"^CUDA: "):  # it was called, and finds no device
+        FusedGpuEngine([view], 3, CPU)(images, tables([view], images))
+
+
 def test_without_the_module_one_sentence_says_so(monkeypatch):
     monkeypatch.setattr(engine_fused_gpu, "why_not_built", lambda name: f"ssl_fast.{name} is missing (nvcc not found)")
     monkeypatch.setattr(augment_module, "_device", lambda images: torch.device("cuda"))
