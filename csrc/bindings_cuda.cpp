@@ -24,4 +24,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("sam_adamw", &ssl_fast::cuda::sam_adamw, unlocked());
   m.def("lamb_workspace", &ssl_fast::cuda::lamb_workspace);
   m.def("lamb_step", &ssl_fast::cuda::lamb_step, unlocked());
+  m.def("augment_workspace", &ssl_fast::cuda::augment_workspace);
+  m.def("augment", &ssl_fast::cuda::augment, unlocked());
 }

@@ -299,6 +299,18 @@ void lamb_step(const Addresses& params, const Addresses& grads, const Addresses&
                const Sizes& sizes, const std::vector<bool>& adapt, int dtype, double lr, Address lr_tensor,
                double beta1, double beta2, double eps, double weight_decay, bool bias_correction, bool clip,
                Address step, Address workspace, int device, Address stream);
+// Bytes that augment needs at `workspace`, whatever the number of images beyond what they hold.
+std::int64_t augment_workspace(Address host_table, const Sizes& sizes, const std::vector<bool>& bicubic,
+                               const Sizes& blur_radii, std::int64_t N, std::int64_t C);
+// All addresses on the device but host_table. At most 64 views; normalisation: the output is x * first + second.
+void augment(Address images,         // [N] addresses of uint8 [H, W, C], contiguous
+             Address extents,        // [N, 2] int64 H, W
+             Address table,          // [N, V, 17]
+             Address host_table,     // the same, on the host
+             Address normalisation,  // [V, 2, C] float32
+             const Addresses& outs, const Sizes& sizes, const std::vector<bool>& bicubic, const Sizes& operations,
+             const Sizes& blur_radii, const std::vector<double>& thresholds, std::int64_t N, std::int64_t C, int dtype,
+             bool channels_last, Address workspace, int device, Address stream);
 }  // namespace cuda
 
 }  // namespace ssl_fast

@@ -1,15 +1,14 @@
-"""SimCLR's two views as a DALI pipeline on the CPU, in DALI's own operators."""
+"""SimCLR's two views as a DALI pipeline on the CPU or a GPU, in DALI's own operators."""
 
 from typing import Any
 
-import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 
 from ssl_fast.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 
 
 @pipeline_def(enable_conditionals=True)
-def _views(images: list[np.ndarray], size: int, s: float, blur: float, window: int) -> Any:
+def _views(images: list[Any], on_gpu: bool, size: int, s: float, blur: float, window: int) -> Any:
     def view(x: Any) -> Any:
         x = fn.random_resized_crop(x, size=size, random_area=[0.08, 1.0], antialias=True)
         if fn.random.coin_flip(probability=0.8, dtype=types.BOOL):
@@ -29,13 +28,20 @@ def _views(images: list[np.ndarray], size: int, s: float, blur: float, window: i
         mirror = fn.random.coin_flip()
         return fn.crop_mirror_normalize(x, mean=mean, std=std, mirror=mirror, output_layout="CHW", dtype=types.FLOAT)
 
-    source = fn.external_source(source=lambda: images, layout="HWC", batch=True)
+    place = "gpu" if on_gpu else "cpu"
+    source = fn.external_source(source=lambda: images, layout="HWC", batch=True, device=place)
     return view(source), view(source)
 
 
-def build(images: list[np.ndarray], size: int, s: float, blur: float, window: int, threads: int) -> Any:
-    """Nothing is made ahead: it would be made while others are timed."""
-    options = {"batch_size": len(images), "num_threads": threads, "device_id": None, "seed": 0}
-    pipeline = _views(images, size, s, blur, window, exec_async=False, exec_pipelined=False, **options)
+def build(
+    images: list[Any], size: int, s: float, blur: float, window: int, threads: int, gpu: int | None = None
+) -> Any:
+    """Of arrays on the CPU, or of tensors on GPU number `gpu`.
+
+    Nothing is made ahead: it would be made while others are timed.
+    """
+    options = {"batch_size": len(images), "num_threads": threads, "device_id": gpu, "seed": 0}
+    on_gpu = gpu is not None
+    pipeline = _views(images, on_gpu, size, s, blur, window, exec_async=False, exec_pipelined=False, **options)
     pipeline.build()
     return pipeline

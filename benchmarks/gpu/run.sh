@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # On a machine with a GPU and no network, in at most ten minutes: says what is there, builds the modules in place, runs
-# the tests marked gpu, and times the ops for the time that is left.
+# the tests marked gpu, and times views and ops for the time that is left.
 #     benchmarks/gpu/run.sh [arguments of benchmarks/gpu/time_ops.py]
 # Needs torch, pybind11, cmake and nvcc, and pytest for the tests (with pytest-xdist, in eight processes: most of their
 # time is compiling). TOTAL_SECONDS (580) is the limit of all together.
-# Exit code 2: no GPU; 1: a part failed, the others ran. Rows go to --output, or benchmarks/results/gpu_ops.csv.
+# Exit code 2: no GPU; 1: a part failed, the others ran. Rows of ops go to --output, or
+# benchmarks/results/gpu_ops.csv; those of views to gpu_views.csv beside it.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3} TOTAL=${TOTAL_SECONDS:-580} failed=0
@@ -27,7 +28,8 @@ part build 150 env SSL_FAST_CUDA=1 "$PYTHON" setup.py --quiet build_ext --inplac
 part report 60 "$PYTHON" -m ssl_fast
 workers=$("$PYTHON" -c 'import xdist' 2>/dev/null && echo "-n 8")
 # shellcheck disable=SC2086  # no word where there are no workers
-part tests $(((TOTAL - SECONDS) * 4 / 10)) "$PYTHON" -m pytest -m gpu tests/ops --maxfail=30 --tb=short $workers
+part tests $(((TOTAL - SECONDS) * 4 / 10)) "$PYTHON" -m pytest -m gpu tests/ops tests/data --maxfail=30 --tb=short $workers
+part views 80 "$PYTHON" -m benchmarks.gpu.time_views --seconds 60
 # A size that was begun is finished, so the timing stops a little before the limit.
 part timings $((TOTAL - SECONDS)) "$PYTHON" -m benchmarks.gpu.time_ops --seconds $((TOTAL - SECONDS - 30)) "$@"
 exit $failed

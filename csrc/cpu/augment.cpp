@@ -7,6 +7,7 @@
 #include <array>
 #include <memory>
 
+#include "core/view_table.h"
 #include "cpu/buffer.h"
 #include "cpu/chunks.h"
 #include "cpu/parallel.h"
@@ -14,10 +15,6 @@
 
 namespace ssl_fast {
 namespace {
-
-// Columns of the table: ssl_fast/data/views.py.
-enum Column { kTop, kLeft, kHeight, kWidth, kFlip, kJitter, kFactors, kOrder = 10, kGrayscale = 14, kBlur, kSolarize };
-constexpr int kColumns = 17;
 
 // What all tasks of a call have in common, and the largest of each size.
 struct Call {

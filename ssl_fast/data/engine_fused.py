@@ -7,6 +7,7 @@ of torchvision's for uint8 images, colours and blur differ from it by rounding o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,15 +57,7 @@ class FusedEngine:
             raise RuntimeError(f"data.engine: fused cannot be used: {reason}")
         for view in self.views:
             check_channels(view, channels)
-        self._settings = (
-            [view.size for view in self.views],
-            [view.interpolation == "bicubic" for view in self.views],
-            [_operations(view, channels) for view in self.views],
-            [_blur_radius(view) for view in self.views],
-            [view.solarize_threshold for view in self.views],
-            [number for view in self.views for number in _per_channel(view.mean, channels)],
-            [number for view in self.views for number in _per_channel(view.std, channels)],
-        )
+        self._settings = settings(self.views, channels)
 
     def __call__(
         self,
@@ -79,7 +72,7 @@ class FusedEngine:
         check_images(images, self.channels)
         images, addresses, extents = _located(images)  # they live until the call has returned
         table = table.to("cpu", torch.float32).contiguous()
-        _check_table(table, extents, len(self.views))
+        check_table(table, extents, len(self.views))
         num = len(extents)
         outs = tuple(
             torch.empty((num, self.channels, v.size, v.size), dtype=self.dtype, memory_format=self.memory_format)
@@ -100,6 +93,19 @@ class FusedEngine:
         return outs
 
 
+def settings(views: Sequence[View], channels: int) -> tuple[list[Any], ...]:
+    """What the kernels are told of the views: sizes to thresholds [V], mean and std [V, C]; see csrc/ops.h."""
+    return (
+        [view.size for view in views],
+        [view.interpolation == "bicubic" for view in views],
+        [_operations(view, channels) for view in views],
+        [_blur_radius(view) for view in views],
+        [view.solarize_threshold for view in views],
+        [number for view in views for number in _per_channel(view.mean, channels)],
+        [number for view in views for number in _per_channel(view.std, channels)],
+    )
+
+
 def _operations(view: View, channels: int) -> int:
     """Bit i: the colour jitter has operation i."""
     if view.jitter == 0:
@@ -108,24 +114,29 @@ def _operations(view: View, channels: int) -> int:
 
 
 def _blur_radius(view: View) -> int:
+    if view.blur == 0:
+        return 0
     radius = blur_kernel_size(view.size) // 2
-    if view.blur > 0 and radius > _MAX_BLUR_RADIUS:
+    if radius > _MAX_BLUR_RADIUS:
         raise ValueError(f"blur: expected a view of at most {20 * _MAX_BLUR_RADIUS} pixels, got {view.size}")
-    return min(radius, _MAX_BLUR_RADIUS)
+    return radius
 
 
 def _per_channel(numbers: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return numbers * channels if len(numbers) == 1 else numbers
 
 
-def check_images(images: Images, channels: int) -> None:
-    """Raises ValueError unless `images` are uint8 [N, H, W, channels], or a list of [H, W, channels]."""
-    together = isinstance(images, np.ndarray)
-    parts: list[NDArray[np.uint8]] = [images] if isinstance(images, np.ndarray) else list(images)
-    for part in parts:
-        if part.dtype != np.uint8 or part.ndim != 3 + together or part.shape[-1] != channels:
+def check_images(images: Any, channels: int) -> None:
+    """Raises ValueError unless `images` are uint8 [N, H, W, channels], or a list of [H, W, channels].
+
+    They may be arrays or tensors.
+    """
+    together = isinstance(images, np.ndarray | Tensor)
+    for part in [images] if together else images:
+        dtype = str(part.dtype).removeprefix("torch.")
+        if dtype != "uint8" or part.ndim != 3 + together or part.shape[-1] != channels:
             expected = f"[{'N, ' if together else ''}H, W, {channels}]"
-            raise ValueError(f"images: expected uint8 {expected}, got {part.dtype} {list(part.shape)}")
+            raise ValueError(f"images: expected uint8 {expected}, got {dtype} {list(part.shape)}")
 
 
 def _located(
@@ -141,11 +152,12 @@ def _located(
     return images, addresses, np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
 
 
-def _check_table(
+def check_table(
     table: Tensor,  # [N, V, P]
     extents: NDArray[np.int64],  # [N, 2]
     num_views: int,
 ) -> None:
+    """Raises ValueError unless the table is of these images and views, its crops inside the images."""
     if table.shape != (len(extents), num_views, len(COLUMNS)):
         expected = [len(extents), num_views, len(COLUMNS)]
         raise ValueError(f"table: expected shape {expected}, got {list(table.shape)}")

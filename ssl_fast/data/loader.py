@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ssl_fast.data import engine_fused
+from ssl_fast.data import engine_fused, resident
 from ssl_fast.data.dataset import Dataset
 from ssl_fast.data.engine_fused import FusedEngine
 from ssl_fast.data.engine_torchvision import TorchvisionEngine
 from ssl_fast.data.philox import permutation
+from ssl_fast.data.resident import ResidentSource
 from ssl_fast.data.views import Batch, View
 from ssl_fast.data.workers import BatchMaker, Job, Workers, ahead, in_process
 
@@ -35,7 +36,8 @@ class LoaderConfig:
     """How batches are made; what is in them does not depend on it.
 
     Args:
-        engine: "auto", "fused", "torchvision" or "dali".
+        engine: "auto", "fused", "torchvision" or "dali". With a GPU, fused keeps there the images of a data set that is
+            in memory and fits, and makes the views there; those of other data sets it makes on the CPU.
         workers: processes that make batches; 0 makes them in the training process, -1 chooses. For images in memory the
             fused engine is faster than the way from one process to another: it then works in the training process, and
             ahead of it, in a thread, while a GPU trains.
@@ -93,7 +95,8 @@ class Loader:
         self.waited = 0.0
         self._check()
         self.engine, self.reason = choose_engine(config.engine, dataset, self.device)
-        self.workers = self._num_workers() if self.engine != "dali" else 0
+        self._on_gpu = self.engine == "fused" and resident.unavailable(dataset, self.device) is None
+        self.workers = 0 if self.engine == "dali" or self._on_gpu else self._num_workers()
         self._source: Any = None  # started on first use, then kept
 
     def __len__(self) -> int:
@@ -138,13 +141,15 @@ class Loader:
             from ssl_fast.data.engine_dali import DaliSource
 
             return DaliSource(self.dataset, self.views, -(-self.batch_size // self.world_size), self.device)
+        if self._on_gpu:
+            return ResidentSource(self.dataset, self.views, self.device, self.config.prefetch)
         make = FusedEngine if self.engine == "fused" else TorchvisionEngine
         maker = BatchMaker(self.dataset, make(self.views, self.dataset.channels))
         pin = self.device.type == "cuda"
         if self.workers == 0:
             # Beside a training on the same cores a thread only gets in its way (benchmarks/NOTES.md).
             in_thread = pin and self.engine == "fused" and self.config.workers == -1
-            return ahead(maker, self.config.prefetch, pin) if in_thread else in_process(maker)
+            return ahead(maker.pinned, self.config.prefetch) if in_thread else in_process(maker)
         return Workers(maker, self.workers, self.config.prefetch, self.config.start_method, pin)
 
     def _check(self) -> None:
@@ -200,14 +205,23 @@ def choose_engine(
         return "torchvision", "asked for"
     from ssl_fast.data import engine_dali
 
-    obstacles = {"fused": engine_fused.unavailable(), "dali": engine_dali.unavailable(dataset)}
-    if wanted != "auto":
-        if obstacles[wanted]:
-            raise RuntimeError(f"data.engine: {wanted} cannot be used: {obstacles[wanted]}")
-        return wanted, "asked for"
-    if device.type == "cuda" and obstacles["dali"] is None:
+    off_gpu, no_dali = resident.unavailable(dataset, device), engine_dali.unavailable(dataset)
+    no_fused = engine_fused.unavailable() if off_gpu else None
+    if wanted == "auto":
+        return _automatic(device, off_gpu, no_dali, no_fused)
+    if obstacle := no_dali if wanted == "dali" else no_fused:
+        raise RuntimeError(f"data.engine: {wanted} cannot be used: {obstacle}")
+    on_cpu = wanted == "fused" and off_gpu and device.type == "cuda"
+    return wanted, f"asked for; not on the GPU: {off_gpu}" if on_cpu else "asked for"
+
+
+def _automatic(device: torch.device, off_gpu: str | None, no_dali: str | None, no_fused: str | None) -> tuple[str, str]:
+    if off_gpu is None:
+        return "fused", "the images fit on the GPU, and the CUDA kernels are built"
+    if device.type == "cuda" and no_dali is None:
         return "dali", "image files, and a GPU to decode them"
-    where = f"dali cannot be used: {obstacles['dali']}" if device.type == "cuda" else "the device is a CPU"
-    if obstacles["fused"] is None:
+    on_gpu = f"on the GPU they cannot be made: {off_gpu}; dali cannot be used: {no_dali}"
+    where = on_gpu if device.type == "cuda" else "the device is a CPU"
+    if no_fused is None:
         return "fused", f"{where}, and the C++ kernels are built"
-    return "torchvision", f"{where}; fused cannot be used: {obstacles['fused']}"
+    return "torchvision", f"{where}; fused cannot be used: {no_fused}"

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class Job:
 
 Parts = tuple[tuple[Tensor, ...], Tensor | None, Tensor]  # views, labels, index: what crosses between processes
 Source = Callable[[list[Job]], Iterator[Batch]]
+Made = TypeVar("Made")
 
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -61,31 +62,35 @@ class BatchMaker(TorchDataset[Parts]):
         chosen = None if labels is None else torch.from_numpy(labels[found])
         return self.engine(images, table), chosen, torch.from_numpy(np.array(found))
 
+    def batch(self, job: Job) -> Batch:
+        """The batch of a job."""
+        return Batch(*self[job])
+
+    def pinned(self, job: Job) -> Batch:
+        """The same in pinned memory."""
+        return self.batch(job).pinned()
+
 
 def in_process(maker: BatchMaker) -> Source:
     """Batches made when they are asked for."""
-    return lambda jobs: (Batch(*maker[job]) for job in jobs)
+    return lambda jobs: (maker.batch(job) for job in jobs)
 
 
-def ahead(maker: BatchMaker, prefetch: int, pin: bool) -> Source:
-    """Batches that a thread of this process makes, `prefetch` ahead: for engines that work without Python's lock.
+def ahead(make: Callable[[Job], Made], prefetch: int) -> Callable[[list[Job]], Iterator[Made]]:
+    """What a thread of this process makes of jobs, `prefetch` ahead: for what works without Python's lock.
 
-    `pin` puts them in pinned memory. What is left of an epoch that was given up is not made.
+    What is left of an epoch that was given up is not made.
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="ssl_fast.data")
 
-    def make(job: Job) -> Batch:
-        batch = Batch(*maker[job])
-        return batch.pinned() if pin else batch
-
-    def source(jobs: list[Job]) -> Iterator[Batch]:
+    def source(jobs: list[Job]) -> Iterator[Made]:
         remaining = iter(jobs)
         running = deque(thread.submit(make, job) for job in islice(remaining, prefetch))
         try:
             while running:
-                batch = running.popleft().result()
+                made = running.popleft().result()
                 running.extend(thread.submit(make, job) for job in islice(remaining, 1))
-                yield batch
+                yield made
         finally:
             for future in running:
                 future.cancel()

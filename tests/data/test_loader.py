@@ -305,7 +305,7 @@ def test_engines(monkeypatch):
 
 def test_a_thread_ahead_changes_no_bit(whole):
     make = engine_fused.FusedEngine if loader.engine == "fused" else TorchvisionEngine
-    made = ahead(BatchMaker(photos(), make(VIEWS, 3)), 2, pin=False)
+    made = ahead(BatchMaker(photos(), make(VIEWS, 3)).batch, 2)
     jobs = [Job(1, 3, batch.index.numpy()) for batch in whole]
     next(made(jobs))  # an epoch that is given up
     batches = list(made(jobs))

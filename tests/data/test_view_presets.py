@@ -65,5 +65,7 @@ def test_errors_name_what_is_wrong():
         augment(images.float(), simclr(size=8), key=(0, 0, range(2)))
     with pytest.raises(ValueError, match=r"images: expected uint8 \[N, H, W, 3\], got uint8 \[8, 8, 3\]"):
         augment(images[0], simclr(size=8), key=(0, 0, range(8)))
-    with pytest.raises(ValueError, match=r"images: expected tensors on the CPU, got one on meta"):
+    with pytest.raises(ValueError, match=r"images: expected tensors on the CPU or a CUDA device, got one on meta"):
         augment(images.to("meta"), simclr(size=8), key=(0, 0, range(2)))
+    with pytest.raises(ValueError, match=r"images: expected all on the CPU, like the first, got one on meta"):
+        augment([images[0], images[1].to("meta")], simclr(size=8), key=(0, 0, range(2)))
