@@ -4,8 +4,8 @@
 #     benchmarks/gpu/run.sh [arguments of benchmarks/gpu/time_ops.py]
 # Needs torch, pybind11, cmake and nvcc, and pytest for the tests (with pytest-xdist, in eight processes: most of their
 # time is compiling). TOTAL_SECONDS (580) is the limit of all together.
-# Exit code 2: no GPU; 1: a part failed, the others ran. Rows of ops go to --output, or
-# benchmarks/results/gpu_ops.csv; those of views to gpu_views.csv beside it.
+# Exit code 2: no GPU; 1: a part failed, the others ran. Rows of ops go to --output, or benchmarks/results/gpu_ops.csv;
+# those of views to benchmarks/results/gpu_views.csv.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3} TOTAL=${TOTAL_SECONDS:-580} failed=0
