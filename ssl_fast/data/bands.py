@@ -1,4 +1,4 @@
-"""Pixels of any depth and number of channels to uint8: deep levels are scaled, `.npy` and many-band TIFF files are read."""
+"""Pixels of any depth and number of channels: deep levels become uint8, `.npy` and many-band TIFF files are read."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def to_levels(
         raise UnreadableError(f"pixels of dtype {values.dtype}, expected integers or floating-point numbers")
     floats = np.nan_to_num(values.astype(np.float64), nan=0.0)
     low, high = float(floats.min()), float(floats.max())
-    levels = np.clip(floats * (255.0 / (white or most or _most(values.dtype, low, high))) + 0.5, 0, 255)
-    levels = levels.astype(np.uint8)
+    scaled = floats * (255.0 / (white or most or _most(values.dtype, low, high)))
+    levels: NDArray[np.uint8] = np.clip(scaled + 0.5, 0, 255).astype(np.uint8)
     if low < high and levels.min() == levels.max():
         raise UnreadableError(f"pixels from {low:g} to {high:g} all become {levels.max()}: set data.white")
     return levels

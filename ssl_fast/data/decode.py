@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_fast.data.bands import NPY_MAGIC, UnreadableError, is_tiff, npy_header, read_npy, read_tiff, tiff_page, to_levels
+from ssl_fast.data.bands import (
+    NPY_MAGIC,
+    UnreadableError,
+    is_tiff,
+    npy_header,
+    read_npy,
+    read_tiff,
+    tiff_page,
+    to_levels,
+)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no EPS, nor anything else that runs a program

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_fast.data.bands import UnreadableError
 from ssl_fast.data.cache import cache_folder, load_arrays, save_arrays
-from ssl_fast.data.decode import EXTENSIONS, Limits, UnreadableError, decode, image_size, read_bytes
+from ssl_fast.data.decode import EXTENSIONS, Limits, decode, image_size, read_bytes
 
 _FORMAT = 1  # part of the cache's key: raise it when other files are refused than before
 

@@ -1,5 +1,7 @@
-"""Whole batches made in this process, by a thread of it or in worker processes: a batch is one unit of work, one message,
-one transfer."""
+"""Whole batches made in this process, by a thread of it or in worker processes.
+
+A batch is one unit of work, one message, one transfer.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +41,8 @@ class Job:
     index: NDArray[np.int64]  # [N]
 
 
-Parts = tuple[tuple[Tensor, ...], Tensor | None, Tensor]  # views, labels, index: what crosses between processes
+# What crosses between processes: views, labels, index, and the seconds that they took.
+Parts = tuple[tuple[Tensor, ...], Tensor | None, Tensor, dict[str, float]]
 Source = Callable[[list[Job]], Iterator[Batch]]
 
 
@@ -52,37 +56,44 @@ class BatchMaker(TorchDataset[Parts]):
         self.dataset, self.engine = dataset, engine
 
     def __getitem__(self, job: Any) -> Parts:
+        began = time.perf_counter()
         images, found = self.dataset.fetch(job.index)
+        decoded = time.perf_counter()
         sizes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
         table = draw(self.engine.views, job.seed, job.epoch, job.index, sizes)
         labels = self.dataset.labels
         chosen = None if labels is None else torch.from_numpy(labels[found])
-        return self.engine(images, table), chosen, torch.from_numpy(np.array(found))
+        views = self.engine(images, table)
+        seconds = {"decode": decoded - began, "augment": time.perf_counter() - decoded}
+        return views, chosen, torch.from_numpy(np.array(found)), seconds
+
+    def batch(self, job: Job, pin: bool) -> Batch:
+        """The job's batch, in pinned memory if wanted."""
+        views, labels, index, seconds = self[job]
+        batch = Batch(views, labels, index, seconds=seconds)
+        return batch.pinned() if pin else batch
 
 
-def in_process(maker: BatchMaker) -> Source:
+def in_process(maker: BatchMaker, pin: bool) -> Source:
     """Batches made when they are asked for."""
-    return lambda jobs: (Batch(*maker[job]) for job in jobs)
+    return lambda jobs: (maker.batch(job, pin) for job in jobs)
 
 
 def ahead(maker: BatchMaker, prefetch: int, pin: bool) -> Source:
-    """Batches that a thread of this process makes ahead, `prefetch` of them: for engines that work without Python's lock.
+    """Batches that a thread of this process makes ahead, `prefetch` of them: for engines that work without Python's
+    lock.
 
     `pin` puts them in pinned memory. What is left of an epoch that was given up is not made.
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="ssl_fast.data")
 
-    def make(job: Job) -> Batch:
-        batch = Batch(*maker[job])
-        return batch.pinned() if pin else batch
-
     def source(jobs: list[Job]) -> Iterator[Batch]:
         remaining = iter(jobs)
-        running = deque(thread.submit(make, job) for job in islice(remaining, prefetch))
+        running = deque(thread.submit(maker.batch, job, pin) for job in islice(remaining, prefetch))
         try:
             while running:
                 batch = running.popleft().result()
-                running.extend(thread.submit(make, job) for job in islice(remaining, 1))
+                running.extend(thread.submit(maker.batch, job, pin) for job in islice(remaining, 1))
                 yield batch
         finally:
             for future in running:
@@ -124,7 +135,7 @@ class Workers:
         """The batches of `jobs` in order; an earlier, unfinished call is ended."""
         self._jobs[:] = jobs
         parts = iter(self._loader) if self._processes else self._start()
-        return (Batch(tuple(views), labels, index) for views, labels, index in parts)
+        return (Batch(tuple(views), labels, index, seconds=seconds) for views, labels, index, seconds in parts)
 
     def _start(self) -> Iterator[Any]:
         before = set(multiprocessing.active_children())

@@ -1,7 +1,8 @@
 """Random damage to good JPEG, PNG and WEBP files: what the decoder does with it, and our C++ code with what it decodes.
 
 As a script (`python -m tests.data.mutations NUM MODULE`) it loads the C++ module from the path MODULE, built with
-AddressSanitizer, and makes views of every mutation that decodes, and of images of odd sizes.
+AddressSanitizer, and makes views of every mutation that decodes, and of images of odd sizes. NUM = 0 is the control: it
+has the code read past the end of an image, which must not go unseen.
 """
 
 import importlib.util
@@ -13,7 +14,8 @@ from collections import Counter
 import numpy as np
 from PIL import Image
 
-from ssl_fast.data.decode import Limits, UnreadableError, decode
+from ssl_fast.data.bands import UnreadableError
+from ssl_fast.data.decode import Limits, decode
 
 LIMITS = Limits(max_bytes=1 << 20, max_pixels=1 << 20)
 KINDS = ("JPEG", "PNG", "WEBP")
@@ -87,9 +89,22 @@ def load(path):
     spec.loader.exec_module(module)
 
 
+def read_past_the_end():
+    from ssl_fast.data import engine_fused
+    from ssl_fast.data.views import View, draw
+
+    located = engine_fused._located
+    engine_fused._located = lambda images: (*located(images)[:2], located(images)[2] * 8)
+    view = View(size=32, crop_scale=(1.0, 1.0))
+    engine_fused.FusedEngine([view], 3)([np.zeros((8, 8, 3), np.uint8)], draw([view], 0, 0, [0], [[64, 64]]))
+
+
 def main():
     num, path = int(sys.argv[1]), sys.argv[2]
     load(path)
+    if num == 0:
+        read_past_the_end()
+        return
     from ssl_fast.data.augment import augment
     from ssl_fast.data.views import View
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_fast.data.decode import Limits, UnreadableError, decode, image_size, read_bytes
+from ssl_fast.data.bands import UnreadableError
+from ssl_fast.data.decode import Limits, decode, image_size, read_bytes
 
 LIMITS = Limits(max_bytes=1 << 20, max_pixels=1 << 20)
 
@@ -124,7 +125,9 @@ def test_only_image_formats_are_opened():
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 def test_arrays_and_tiffs_of_many_bands(dtype, channels):
     bands = np.random.default_rng(0).integers(0, 256, (6, 7, channels), dtype=np.uint8)
-    deep = {np.uint8: bands, np.uint16: bands.astype(np.uint16) * 257, np.float32: bands.astype(np.float32) / 255}[dtype]
+    deep = {np.uint8: bands, np.uint16: bands.astype(np.uint16) * 257, np.float32: bands.astype(np.float32) / 255}[
+        dtype
+    ]
     file = io.BytesIO()
     np.save(file, deep)
     assert np.array_equal(decode(file.getvalue(), channels, LIMITS), bands)

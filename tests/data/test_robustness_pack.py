@@ -1,4 +1,4 @@
-"""642 odd or malformed image files: each is decoded right or quarantined with its reason; none crashes, hangs, is lost."""
+"""642 odd or malformed image files: each is decoded right or quarantined with its reason; none crashes or hangs."""
 
 import csv
 import io
@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from ssl_fast.data.bands import UnreadableError
 from ssl_fast.data.datasets import open_dataset
 from ssl_fast.data.datasets.image_csv import ImageCSV
-from ssl_fast.data.decode import EXTENSIONS, Limits, UnreadableError, decode
+from ssl_fast.data.decode import EXTENSIONS, Limits, decode
 from ssl_fast.data.scan import scan
 
 DEFAULTS = ImageCSV.Config()
 LIMITS = Limits(DEFAULTS.max_bytes, DEFAULTS.max_pixels)
 TAKEN = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-# Damage behind the pixels, which Pillow reports when it looks for EXIF; and deep pixels that would all become one level.
+# Damage behind the pixels that Pillow reports when it looks for EXIF, and deep pixels that would all become one level.
 REFUSED = {
     "made/big_9000x9000_rgb_black.png": "data.max_pixels",
     "pillow/10ct_32bit_128.tiff": "floating-point pixels from -3.14",
@@ -102,7 +103,11 @@ def test_tiffs_are_those_of_another_decoder(pack, pictures, capfd):
             theirs = page.asarray().astype(np.float64)
         except Exception:  # compressions that need another package, and damaged directories
             continue
-        if page.photometric.name not in ("RGB", "MINISBLACK") or page.extrasamples or theirs.shape[:2] != pixels.shape[:2]:
+        if (
+            page.photometric.name not in ("RGB", "MINISBLACK")
+            or page.extrasamples
+            or theirs.shape[:2] != pixels.shape[:2]
+        ):
             continue
         theirs = theirs[..., None] if theirs.ndim == 2 else theirs[..., :3]
         theirs = theirs % 256 if page.bitspersample == 8 else theirs  # a photograph whose bytes are called signed

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from ssl_fast.data.bands import UnreadableError
 from ssl_fast.data.cache import cache_folder
 from ssl_fast.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from ssl_fast.data.datasets.image_folder import ImageFolder
-from ssl_fast.data.decode import Limits, UnreadableError, image_size, read_bytes
+from ssl_fast.data.decode import Limits, image_size, read_bytes
 from ssl_fast.data.quarantine import Quarantine
 
 _log = logging.getLogger(__name__)

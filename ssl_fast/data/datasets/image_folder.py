@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_fast.data.bands import UnreadableError
 from ssl_fast.data.cache import cache_folder
 from ssl_fast.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset, Image
-from ssl_fast.data.decode import Limits, UnreadableError, decode, read_bytes
+from ssl_fast.data.decode import Limits, decode, read_bytes
 from ssl_fast.data.quarantine import Quarantine
 from ssl_fast.data.scan import scan
 from ssl_fast.data.splits import Rows, hold_out, limited, split_rows
