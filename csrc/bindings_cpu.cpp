@@ -32,4 +32,5 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("sam_adamw", &ssl_fast::sam_adamw, unlocked());
   m.def("lamb_step", &ssl_fast::lamb_step, unlocked());
   m.def("augment", &ssl_fast::augment, unlocked());
+  m.def("uniforms", &ssl_fast::uniforms, unlocked());
 }

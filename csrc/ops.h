@@ -190,7 +190,13 @@ void lamb_step(const Addresses& params, const Addresses& grads, const Addresses&
                const Sizes& sizes, const std::vector<bool>& adapt, int dtype, double lr, double beta1, double beta2,
                double eps, double weight_decay, bool bias_correction, bool clip, double step, int threads);
 
-// --- Augmented views (csrc/cpu/augment.cpp) ---
+// --- Augmented views (csrc/cpu/{augment,philox}.cpp) ---
+
+// `count` random numbers in [0, 1) for each sample, functions of (seed, epoch, purpose, sample):
+// ssl_fast/data/philox.py.
+void uniforms(Address index,  // [N] int64
+              std::int64_t N, std::int64_t count, std::uint32_t epoch, std::uint32_t purpose, std::uint64_t seed,
+              Address numbers);  // [N, count] float64
 
 // All V views of N decoded images of C channels: crop, antialiased resize, flip, colour jitter, grayscale, blur,
 // solarisation, normalisation (ssl_fast/data/engine_torchvision.py is the reference).

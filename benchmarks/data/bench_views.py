@@ -4,10 +4,10 @@
 
 Two jobs from decoded pixels: 32-px views (no blur, strength 0.5) of CIFAR-10 arrays, and 224-px views of photographs of
 375 x 500; and one from JPEG files of those to batches of two 224-px views. Every contender makes normalised fp32
-tensors with the paper's random operations, as its own users run it: per image (lightly from PIL, torchvision from uint8
-tensors, OpenCV and albumentations from arrays) or per batch (ours, kornia, DALI). With two threads, what works per image
-runs in two processes that send nothing back, which is more than a loader could do. `control` is arithmetic alone, to
-show what two threads are worth here. Contenders take turns; columns are medians over rounds.
+tensors with the paper's random operations, as its own users run it: per image (lightly from PIL, torchvision from
+uint8 tensors, OpenCV and albumentations from arrays) or per batch (ours, kornia, DALI). With two threads, what works
+per image runs in two processes that send nothing back, which is more than a loader could do. `control` is arithmetic
+alone, to show what two threads are worth here. Contenders take turns; columns are medians over rounds.
 """
 
 import argparse
@@ -39,7 +39,9 @@ def photographs(num: int) -> list[np.ndarray]:
     grey = {"brick", "camera", "coins", "grass", "gravel", "moon"}
     files = [file for name, file in zip(PHOTOGRAPHS, _files(), strict=True) if name not in grey]
     pictures = [np.asarray(Image.open(file).convert("RGB").resize((500, 375))) for file in files]
-    return [np.ascontiguousarray(pictures[i % len(pictures)][:, :: 1 - 2 * (i // len(pictures) % 2)]) for i in range(num)]
+    return [
+        np.ascontiguousarray(pictures[i % len(pictures)][:, :: 1 - 2 * (i // len(pictures) % 2)]) for i in range(num)
+    ]
 
 
 def _start(make: Any, arguments: tuple[Any, ...]) -> None:

@@ -1,5 +1,5 @@
-// Colour operations on pixels, channels in [0, 1]: torchvision's arithmetic for float images (ssl_fast/data/colour.py has
-// it in torch). Shared by CPU and CUDA: T is float, or a vector of floats; there are no branches, only selections.
+// Colour operations on pixels, channels in [0, 1]: torchvision's arithmetic for float images (ssl_fast/data/colour.py
+// has it in torch). Shared by CPU and CUDA: T is float, or a vector of floats; there are no branches, only selections.
 #pragma once
 
 #include "core/host_device.h"

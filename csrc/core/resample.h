@@ -67,9 +67,9 @@ SSL_FAST_HD float round_weight(double weight, int precision) {
   return float(int(weight * (1 << precision) + (weight < 0 ? -0.5 : 0.5))) / float(1 << precision);
 }
 
-// Taps beside the centre of a Gaussian: `limit`, or fewer where what is left out weighs less than 1e-4.
+// Taps beside the centre of a Gaussian: `limit`, or fewer where what is left out weighs less than 2e-4.
 SSL_FAST_HD int blur_radius(float sigma, int limit) {
-  const float seen = ceilf(4 * sigma);
+  const float seen = ceilf(3.5f * sigma);
   return seen < float(limit) ? int(seen) : limit;
 }
 

@@ -115,8 +115,9 @@ class Workspace {
 
   void resize(const float* row, Filter filter, AugmentView* view) {
     const Axis columns = make_axis(filter, view->width, view->size), rows = make_axis(filter, view->height, view->size);
-    view->columns = {columns.taps, firsts_.get(), weights_.get()};
-    view->rows = {rows.taps, firsts_.get() + call_.size, weights_.get() + std::int64_t(call_.size) * call_.taps};
+    view->columns = {filter, columns.taps, firsts_.get(), weights_.get()};
+    view->rows = {filter, rows.taps, firsts_.get() + call_.size,
+                  weights_.get() + std::int64_t(call_.size) * call_.taps};
     fill_weights(columns, row[kFlip] != 0, exact_.get(), view->columns);
     fill_weights(rows, false, exact_.get(), view->rows);
   }
@@ -168,7 +169,8 @@ void measure(std::int64_t N, Call* call) {
   }
 }
 
-// A batch of views is fresh memory by the megabyte: taken from the kernel in pages of 4 KB it costs more than the views.
+// A batch of views is fresh memory by the megabyte: taken from the kernel in pages of 4 KB it costs more than the
+// views.
 void expect_large(Address begin, std::int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr Address kPage = 4096;

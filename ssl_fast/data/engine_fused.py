@@ -1,7 +1,7 @@
 """The fused engine: all views of a batch in one call of csrc/cpu/augment.cpp, without Python's lock.
 
-It applies the same table of parameters as the other engines, with torchvision's arithmetic: the resize gives the bits of
-torchvision's for uint8 images, colours and blur differ from it by rounding of float32.
+It applies the same table of parameters as the other engines, with torchvision's arithmetic: the resize gives the bits
+of torchvision's for uint8 images, colours and blur differ from it by rounding of float32.
 """
 
 from __future__ import annotations
@@ -104,9 +104,7 @@ def _operations(view: View, channels: int) -> int:
     """Bit i: the colour jitter has operation i."""
     if view.jitter == 0:
         return 0
-    return sum(
-        1 << i for i, name in enumerate(_JITTER) if getattr(view, name) > 0 and (channels == 3 or i < _RGB_ONLY)
-    )
+    return sum(1 << i for i, name in enumerate(_JITTER) if getattr(view, name) > 0 and (channels == 3 or i < _RGB_ONLY))
 
 
 def _blur_radius(view: View) -> int:
@@ -122,11 +120,12 @@ def _per_channel(numbers: tuple[float, ...], channels: int) -> tuple[float, ...]
 
 def check_images(images: Images, channels: int) -> None:
     """Raises ValueError unless `images` are uint8 [N, H, W, channels], or a list of [H, W, channels]."""
-    whole = isinstance(images, np.ndarray)
-    for image in [images] if whole else images:
-        if image.dtype != np.uint8 or image.ndim != 3 + whole or image.shape[-1] != channels:
-            expected = f"[{'N, ' if whole else ''}H, W, {channels}]"
-            raise ValueError(f"images: expected uint8 {expected}, got {image.dtype} {list(image.shape)}")
+    together = isinstance(images, np.ndarray)
+    parts: list[NDArray[np.uint8]] = [images] if isinstance(images, np.ndarray) else list(images)
+    for part in parts:
+        if part.dtype != np.uint8 or part.ndim != 3 + together or part.shape[-1] != channels:
+            expected = f"[{'N, ' if together else ''}H, W, {channels}]"
+            raise ValueError(f"images: expected uint8 {expected}, got {part.dtype} {list(part.shape)}")
 
 
 def _located(

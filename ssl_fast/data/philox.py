@@ -1,4 +1,4 @@
-"""Philox-4x32-10, a counter-based random generator, vectorised in numpy.
+"""Philox-4x32-10, a counter-based random generator: in C++ (csrc/core/philox.h), and vectorised in numpy.
 
 The numbers depend on (counter, key) alone, so any worker, rank or engine can compute the ones it needs without a state.
 
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ssl_fast.ops.cpp import module, why_not_built
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -58,8 +60,25 @@ def uniforms(
     The counter is (index low, index high, epoch, purpose << 8 | block); block b gives numbers 4b .. 4b+3.
     """
     epoch, purpose = stream
+    split_seed(seed)  # checks it
+    index = np.ascontiguousarray(index, dtype=np.int64)
+    if why_not_built("_cpu") is not None:
+        return _uniforms(index, epoch, purpose, seed, count)
+    numbers = np.empty((len(index), count))
+    module().uniforms(index.ctypes.data, len(index), count, epoch, purpose, seed, numbers.ctypes.data)
+    return numbers
+
+
+def _uniforms(
+    index: NDArray[np.int64],  # [N]
+    epoch: int,
+    purpose: int,
+    seed: int,
+    count: int,
+) -> NDArray[np.float64]:  # [N, count]
+    """The same without the C++ module."""
     blocks = np.arange((count + 3) // 4, dtype=np.uint64)[None, :]
-    sample = np.asarray(index, dtype=np.int64).astype(np.uint64)[:, None]
+    sample = index.astype(np.uint64)[:, None]
     counter = (sample & _LOW, sample >> _HALF, np.uint64(epoch), np.uint64(purpose << 8) | blocks)
     words = np.stack(np.broadcast_arrays(*philox4x32(counter, split_seed(seed))), axis=-1)
     return words.reshape(len(sample), 4 * blocks.size)[:, :count] * 2.0**-32

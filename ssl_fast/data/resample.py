@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
 _MAX_PRECISION = 22  # bits behind the point of a rounded weight
 
 
@@ -67,7 +66,7 @@ def crop_resize(
     size: int,
     interpolation: str,
 ) -> Tensor:  # [N, C, size, size] float32 in [0, 255], whole numbers
-    """Cropped, resized and flipped images, to the bit as torchvision resizes uint8: columns, whole levels, then rows."""
+    """Cropped, resized, flipped images, to the bit as torchvision resizes uint8: columns, whole levels, then rows."""
     _, height, width, _ = images.shape
     top, left, rows, columns = box.unbind(1)
     vertical = crop_matrix(top, rows, torch.zeros_like(flip), height, size, interpolation)

@@ -15,8 +15,6 @@ from dataclasses import replace
 
 from ssl_fast.data.views import View
 
-_BYOL_JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "jitter": 0.8, "grayscale": 0.2}
-
 
 def simclr(size: int = 224, strength: float = 1.0) -> tuple[View, ...]:
     """Two views alike; `strength` is the paper's s (0.5 for CIFAR-10, where there is no blur: appendix B.9).
@@ -25,9 +23,7 @@ def simclr(size: int = 224, strength: float = 1.0) -> tuple[View, ...]:
     the images).
     """
     s = 0.8 * strength
-    view = View(
-        size=size, brightness=s, contrast=s, saturation=s, hue=s / 4, jitter=0.8, grayscale=0.2, blur=0.5
-    )  # fmt: skip
+    view = View(size=size, brightness=s, contrast=s, saturation=s, hue=s / 4, jitter=0.8, grayscale=0.2, blur=0.5)
     return (view, view)
 
 
@@ -56,7 +52,10 @@ def byol(size: int = 224) -> tuple[View, ...]:
 
     Reference: Grill et al. 2020, arXiv:2006.07733, appendix B and table 6.
     """
-    view = View("view1", size=size, interpolation="bicubic", blur=1.0, **_BYOL_JITTER)
+    view = View(
+        "view1", size=size, interpolation="bicubic", brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter=0.8,
+        grayscale=0.2, blur=1.0,
+    )  # fmt: skip
     return (view, replace(view, name="view2", blur=0.1, solarize=0.2))
 
 

@@ -80,8 +80,7 @@ def in_process(maker: BatchMaker, pin: bool) -> Source:
 
 
 def ahead(maker: BatchMaker, prefetch: int, pin: bool) -> Source:
-    """Batches that a thread of this process makes ahead, `prefetch` of them: for engines that work without Python's
-    lock.
+    """Batches that a thread of this process makes, `prefetch` ahead: for engines that work without Python's lock.
 
     `pin` puts them in pinned memory. What is left of an epoch that was given up is not made.
     """

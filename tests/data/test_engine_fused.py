@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+import ssl_fast._cpu as cpu
 import torch
 
-import ssl_fast._cpu as cpu
 from ssl_fast.data.engine_fused import FusedEngine
 from ssl_fast.data.engine_torchvision import TorchvisionEngine
 from ssl_fast.data.views import COLUMN, View, draw
@@ -109,7 +109,13 @@ def test_layouts_of_memory():
     turned = np.ascontiguousarray(images.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
     readonly = images.copy()
     readonly.flags.writeable = False
-    for same in (turned, readonly, images.copy()[::-1][::-1], list(images), [image[:, ::-1][:, ::-1] for image in turned]):
+    for same in (
+        turned,
+        readonly,
+        images.copy()[::-1][::-1],
+        list(images),
+        [image[:, ::-1][:, ::-1] for image in turned],
+    ):
         (result,) = FusedEngine([view], 3)(same, tables([view], images))
         assert torch.equal(result, expected)
     for empty in (images[:0], []):

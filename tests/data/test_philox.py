@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ssl_fast.data.philox import permutation, philox4x32, split_seed, uniforms
+from ssl_fast.data.philox import _uniforms, permutation, philox4x32, split_seed, uniforms
 
 ONES = 0xFFFFFFFF
 
@@ -28,6 +28,14 @@ def test_uniforms_follow_the_documented_counter():
     for block in range(2):
         words = philox4x32((5, 2, 7, 3 << 8 | block), key)
         assert [int(word) / 2**32 for word in words] == row[4 * block : 4 * block + 4].tolist()
+
+
+@pytest.mark.parametrize("count", [1, 4, 33])
+def test_numpy_gives_the_numbers_of_the_kernel(count):
+    index = np.concatenate([np.arange(50), [2**32 - 1, 2**32, 2**40 + 3]])
+    for epoch, purpose, seed in ((0, 0, 0), (7, 3, 2**40 + 9), (2**32 - 1, 0xFFFFFF, 2**64 - 1)):
+        kernel = uniforms(index, (epoch, purpose), seed, count)
+        assert np.array_equal(kernel, _uniforms(index, epoch, purpose, seed, count))
 
 
 def test_a_sample_keeps_its_numbers_in_any_company():

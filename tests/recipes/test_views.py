@@ -16,7 +16,9 @@ def test_sheets_of_two_engines(tmp_path: Path, run_recipe: Any) -> None:
     result = run_recipe("views", "method=dino", "engines=[fused,torchvision]", "run=r", *FEW, folder=tmp_path)
     assert result["views"] == ["global1", "global2", *["local"] * 8]
     assert result["differences"]["torchvision"]["largest"] < 2
-    fused, torchvision = (np.array(Image.open(tmp_path / f"runs/r/views/{name}.png")) for name in ("fused", "torchvision"))
+    fused, torchvision = (
+        np.array(Image.open(tmp_path / f"runs/r/views/{name}.png")) for name in ("fused", "torchvision")
+    )
     assert fused.shape == (14 + 3 * (32 + 6), 3 * 32 + 8 * 13 + 11 * 6, 3)
     assert np.abs(fused.astype(int) - torchvision).max() <= 2
     first_view = fused[14 : 14 + 32, 32 + 6 : 64 + 6]

@@ -52,7 +52,14 @@ class Maker {
 
   void resize(int y, float* tile) const {
     for (int c = 0; c < view_.channels; ++c) {
-      for (int r = 0; r < rows_at(y); ++r) resize_row(view_, scratch_.levels, y + r, c, tile + c * plane_ + r * pitch_);
+      for (int r = 0; r < rows_at(y); ++r) {
+        float* row = tile + c * plane_ + r * pitch_;
+        if (view_.rows.filter == Filter::bilinear) {
+          resize_row<false>(view_, scratch_.levels, y + r, c, row);
+        } else {
+          resize_row<true>(view_, scratch_.levels, y + r, c, row);
+        }
+      }
     }
   }
 
@@ -60,12 +67,13 @@ class Maker {
     for (int step = begin; step < end; ++step) jitter(view_, step, mean, tile, plane_);
   }
 
-  // Rows y, y + 1, ... of a tile: what follows the jitter. Blurred rows come out once all they are made of are there.
+  // Rows y, y + 1, ... of a tile: what follows the jitter. Of a grey view there is one plane, stored for every channel.
+  // Blurred rows come out once all they are made of are there.
   void finish(int y, float* tile) {
     if (view_.grayscale) to_grey(tile, plane_);
     for (int r = 0; r < rows_at(y); ++r) {
       if (view_.radius == 0) {
-        store_row(view_, scratch_, tile + r * pitch_, plane_, y + r);
+        store_row(view_, scratch_, tile + r * pitch_, view_.grayscale ? 0 : plane_, y + r);
       } else {
         blur(y + r, tile + r * pitch_);
       }
@@ -73,14 +81,13 @@ class Maker {
   }
 
   void blur(int y, const float* row) {
-    const int ring = 2 * view_.radius + 1;
-    const std::int64_t step = view_.channels * pitch_;
-    float* to = scratch_.blurred + y % ring * step;
-    for (int c = 0; c < view_.channels; ++c) blur_columns(view_, row + c * plane_, scratch_.border, to + c * pitch_);
+    const int ring = 2 * view_.radius + 1, planes = view_.grayscale ? 1 : view_.channels;
+    float* to = scratch_.blurred + y % ring * planes * pitch_;
+    for (int c = 0; c < planes; ++c) blur_columns(view_, row + c * plane_, scratch_.border, to + c * pitch_);
     const int first = y < view_.radius ? 0 : y - view_.radius, last = y + 1 == view_.size ? y : y - view_.radius;
     for (int i = first; i <= last; ++i) {
-      blur_rows(view_, scratch_.blurred, step, i, scratch_.row);
-      store_row(view_, scratch_, scratch_.row, pitch_, i);
+      blur_rows(view_, scratch_.blurred, planes * pitch_, i, scratch_.row);
+      store_row(view_, scratch_, scratch_.row, view_.grayscale ? 0 : pitch_, i);
     }
   }
 

@@ -14,6 +14,7 @@ constexpr int kMaxBlurRadius = 256;  // taps beside the centre
 
 // Weights of one axis: output i is made of pixels first[i] ... first[i] + taps - 1; where it sees fewer, weights are 0.
 struct AxisWeights {
+  Filter filter;
   int taps;
   int* first;      // [size]
   float* weights;  // [size, taps]
@@ -56,8 +57,8 @@ struct AugmentScratch {
   std::uint8_t* levels;  // [height, C, B] the crop with its columns resized
   float* image;          // [tiles, C, tile_rows, S]
   float* blurred;        // [2 radius + 1, C, S] rows blurred along the row
-  float* border;         // [2 radius + S] a row with its reflected border
-  float* row;            // [C, S] what is stored
+  float* border;         // [2 radius + S] a row of one channel: with its reflected border, or to be stored
+  float* row;            // [C, S] a row blurred both ways
   float* woven;          // [S, C] the same, channels last
 };
 

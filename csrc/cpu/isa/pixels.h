@@ -44,8 +44,11 @@ inline void jitter(const AugmentView& view, int step, float mean, float* tile, i
   }
 }
 
+// The first plane of a tile becomes the grey image.
 inline void to_grey(float* tile, int64_t plane) {
-  for_each_pixel(tile, plane, [](Floats& r, Floats& g, Floats& b) { r = g = b = luma(r, g, b); });
+  for (int64_t i = 0; i < plane; i += L) {
+    store(tile + i, luma(load(tile + i), load(tile + plane + i), load(tile + 2 * plane + i)));
+  }
 }
 
 // Sum of the grey values (of all values where C is not 3) of `num` rows of a tile.
@@ -69,17 +72,50 @@ inline double grey_sum(const AugmentView& view, const float* tile, int64_t plane
   return total;
 }
 
-template <int G>
-struct Group {
-  static constexpr int size = G;
-};
-
-// f(group, i) for vectors i ... i + G - 1 of n elements: four at a time, then one.
-template <typename F>
-inline void in_groups(int64_t n, F f) {
+// out [n] <- w[0] x + sum_k w[k] (before[k] + after[k]), k from 1 to the radius: R, or any where R is 0.
+template <int R, typename Rows>
+inline void weigh(const AugmentView& view, Rows rows, int64_t n, float* out) {
+  const int radius = R ? R : view.radius;
+  const auto some = [&](auto* sum, int count, int64_t i) {
+#pragma GCC unroll 4
+    for (int g = 0; g < count; ++g) sum[g] = view.blur[0] * load_unaligned(rows(0) + i + g * L);
+#pragma GCC unroll 8
+    for (int k = 1; k <= radius; ++k) {
+      const Floats w = broadcast(view.blur[k]);
+      const float *before = rows(-k) + i, *after = rows(k) + i;
+#pragma GCC unroll 4
+      for (int g = 0; g < count; ++g) sum[g] += w * (load_unaligned(before + g * L) + load_unaligned(after + g * L));
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < count; ++g) store(out + i + g * L, sum[g]);
+  };
   int64_t i = 0;
-  for (; i + 4 * L <= n; i += 4 * L) f(Group<4>(), i);
-  for (; i < n; i += L) f(Group<1>(), i);
+  Floats sum[4];
+  for (; i + 4 * L <= n; i += 4 * L) some(sum, 4, i);
+  for (; i < n; i += L) some(sum, 1, i);
+}
+
+// The radius made a constant where it is common.
+template <typename Rows>
+inline void weigh(const AugmentView& view, Rows rows, int64_t n, float* out) {
+  switch (view.radius) {
+    case 1:
+      return weigh<1>(view, rows, n, out);
+    case 2:
+      return weigh<2>(view, rows, n, out);
+    case 3:
+      return weigh<3>(view, rows, n, out);
+    case 4:
+      return weigh<4>(view, rows, n, out);
+    case 5:
+      return weigh<5>(view, rows, n, out);
+    case 6:
+      return weigh<6>(view, rows, n, out);
+    case 7:
+      return weigh<7>(view, rows, n, out);
+    default:
+      return weigh<0>(view, rows, n, out);
+  }
 }
 
 // out [size] <- x blurred along the row; `border` holds the row with its reflected border.
@@ -91,49 +127,27 @@ inline void blur_columns(const AugmentView& view, const float* x, float* border,
     centre[-k] = x[reflected(-k, size)];
     centre[size - 1 + k] = x[reflected(size - 1 + k, size)];
   }
-  in_groups(size, [&](auto group, int64_t i) {
-    constexpr int G = decltype(group)::size;
-    Floats sum[G];
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) sum[g] = view.blur[0] * load_unaligned(centre + i + g * L);
-    for (int k = 1; k <= radius; ++k) {
-      const Floats w = broadcast(view.blur[k]);
-      const float *before = centre + i - k, *after = centre + i + k;
-#pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) sum[g] += w * (load_unaligned(before + g * L) + load_unaligned(after + g * L));
-    }
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) store(out + i + g * L, sum[g]);
-  });
+  weigh(view, [centre](int k) { return centre + k; }, size, out);
 }
 
-// out [C, pitch] <- row y blurred across the rows; row i is at rows + (i mod (2 radius + 1)) * step.
-inline void blur_rows(const AugmentView& view, const float* rows, int64_t step, int y, float* out) {
+// out [n] <- row y, n floats of all its channels, blurred across the rows; row i is at rows + (i mod (2 radius + 1)) *
+// n.
+inline void blur_rows(const AugmentView& view, const float* rows, int64_t n, int y, float* out) {
   const int radius = view.radius, ring = 2 * radius + 1;
-  const auto row = [&](int i) { return rows + reflected(i, view.size) % ring * step; };
-  const float* above[kMaxBlurRadius + 1];
-  const float* below[kMaxBlurRadius + 1];
-  for (int k = 0; k <= radius; ++k) {
-    above[k] = row(y - k);
-    below[k] = row(y + k);
-  }
-  in_groups(step, [&](auto group, int64_t i) {
-    constexpr int G = decltype(group)::size;
-    Floats sum[G];
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) sum[g] = view.blur[0] * load(above[0] + i + g * L);
-    for (int k = 1; k <= radius; ++k) {
-      const Floats w = broadcast(view.blur[k]);
-#pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) sum[g] += w * (load(above[k] + i + g * L) + load(below[k] + i + g * L));
-    }
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) store(out + i + g * L, sum[g]);
-  });
+  const float* around[2 * kMaxBlurRadius + 1];
+  for (int k = -radius; k <= radius; ++k) around[radius + k] = rows + reflected(y + k, view.size) % ring * n;
+  weigh(view, [&around, radius](int k) { return around[radius + k]; }, n, out);
 }
 
-// RGBRGB... <- three rows of n pixels; within each 128 bits a shuffle a channel, and blends.
-inline void weave3(const float* x, int64_t pitch, int n, float* out) {
+// What is stored of a value of channel c.
+inline Floats normalised(const AugmentView& view, int c, Floats x) {
+  if (view.solarize) x = solarized(x, broadcast(view.threshold));
+  return x * view.scale[c] + view.shift[c];
+}
+
+// RGBRGB... <- the normalised rows x + c * plane of three channels; within each 128 bits a shuffle a channel, and
+// blends.
+inline void weave3(const AugmentView& view, const float* x, int64_t plane, float* out) {
   Words red_lanes, green_lanes, blue_lanes, red_or_green[3], or_blue[3];
 #pragma GCC unroll 16
   for (int lane = 0; lane < L; ++lane) {
@@ -148,57 +162,48 @@ inline void weave3(const float* x, int64_t pitch, int n, float* out) {
       or_blue[o][lane] = channel == 2 ? L + lane : lane;
     }
   }
-  for (int i = 0; i < n; i += L) {
-    const Floats red = __builtin_shuffle(load(x + i), red_lanes);
-    const Floats green = __builtin_shuffle(load(x + pitch + i), green_lanes);
-    const Floats blue = __builtin_shuffle(load(x + 2 * pitch + i), blue_lanes);
+  for (int i = 0; i < view.size; i += L) {
+    const Floats red = __builtin_shuffle(normalised(view, 0, load(x + i)), red_lanes);
+    const Floats green = __builtin_shuffle(normalised(view, 1, load(x + plane + i)), green_lanes);
+    const Floats blue = __builtin_shuffle(normalised(view, 2, load(x + 2 * plane + i)), blue_lanes);
     float woven[3 * L];
-    float* to = i + L <= n ? out + 3 * i : woven;
+    float* to = i + L <= view.size ? out + 3 * i : woven;
 #pragma GCC unroll 3
     for (int o = 0; o < 3; ++o) {
-      const Floats all = __builtin_shuffle(__builtin_shuffle(red, green, red_or_green[o]), blue, or_blue[o]);
+      const Floats mixed = __builtin_shuffle(__builtin_shuffle(red, green, red_or_green[o]), blue, or_blue[o]);
 #pragma GCC unroll 4
       for (int block = 0; block < L / 4; ++block) {
-        __builtin_memcpy(to + 12 * block + 4 * o, reinterpret_cast<const float*>(&all) + 4 * block, 16);
+        __builtin_memcpy(to + 12 * block + 4 * o, reinterpret_cast<const float*>(&mixed) + 4 * block, 16);
       }
     }
-    if (to == woven) __builtin_memcpy(out + 3 * i, woven, 3 * (n - i) * sizeof(float));
+    if (to == woven) __builtin_memcpy(out + 3 * i, woven, 3 * (view.size - i) * sizeof(float));
   }
 }
 
-inline void weave(const float* x, int64_t pitch, int n, int channels, float* out) {
-  if (channels == 3) return weave3(x, pitch, n, out);
-  for (int c = 0; c < channels; ++c) {
-    for (int i = 0; i < n; ++i) out[i * channels + c] = x[c * pitch + i];
+// out [size, C] <- the normalised rows x + c * plane
+inline void weave(const AugmentView& view, const float* x, int64_t plane, float* row, float* out) {
+  if (view.channels == 3) return weave3(view, x, plane, out);
+  for (int c = 0; c < view.channels; ++c) {
+    for (int i = 0; i < view.size; i += L) store(row + i, normalised(view, c, load(x + c * plane + i)));
+    for (int i = 0; i < view.size; ++i) out[i * view.channels + c] = row[i];
   }
 }
 
-// Row y of the output <- C rows x + c * plane: solarised, normalised, in the output's type and order.
+// Row y of the output <- the rows x + c * plane: solarised, normalised, in the output's type and order.
 inline void store_row(const AugmentView& view, const AugmentScratch& scratch, const float* x, int64_t plane, int y) {
-  const int size = view.size, channels = view.channels;
-  const int64_t pitch = pitch_of(size);
-  for (int c = 0; c < channels; ++c) {
-    const float* from = x + c * plane;
-    float* to = scratch.row + c * pitch;
-    const Floats threshold = broadcast(view.threshold);
-    for (int i = 0; i < size; i += L) {
-      Floats value = load(from + i);
-      if (view.solarize) value = solarized(value, threshold);
-      store(to + i, value * view.scale[c] + view.shift[c]);
-    }
-  }
-  const int element = view.dtype == DType::float32 ? 4 : 2;
+  const int64_t size = view.size, channels = view.channels, element = view.dtype == DType::float32 ? 4 : 2;
   char* out = static_cast<char*>(view.out);
-  if (!view.channels_last) {
-    for (int c = 0; c < channels; ++c) {
-      narrow_row(scratch.row + c * pitch, out + (int64_t(c) * size + y) * size * element, size, view.dtype);
-    }
+  if (view.channels_last) {
+    out += y * size * channels * element;
+    float* woven = view.dtype == DType::float32 ? reinterpret_cast<float*>(out) : scratch.woven;
+    weave(view, x, plane, scratch.border, woven);
+    if (view.dtype != DType::float32) narrow_row(woven, out, size * channels, view.dtype);
     return;
   }
-  out += int64_t(y) * size * channels * element;
-  float* woven = view.dtype == DType::float32 ? reinterpret_cast<float*>(out) : scratch.woven;
-  weave(scratch.row, pitch, size, channels, woven);
-  if (view.dtype != DType::float32) narrow_row(woven, out, int64_t(size) * channels, view.dtype);
+  for (int c = 0; c < channels; ++c) {
+    for (int i = 0; i < size; i += L) store(scratch.border + i, normalised(view, c, load(x + c * plane + i)));
+    narrow_row(scratch.border, out + (c * size + y) * size * element, size, view.dtype);
+  }
 }
 
 }  // namespace
