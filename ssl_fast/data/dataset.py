@@ -25,6 +25,9 @@ class Dataset(ABC):
         mean, std: per channel, of values in [0, 1].
         arrays: [N, H, W, C] when every image is in memory and of one size, else None.
         names: file names, or None.
+        sizes: (H, W) of each image, where that is known without reading it.
+        scaled_decode: `fetch` takes a second argument: by how much each image may be decoded smaller.
+        faster_decoding: settings of its Config that make decoding cheaper.
     """
 
     labels: Labels | None = None
@@ -34,6 +37,9 @@ class Dataset(ABC):
     std: tuple[float, ...] = IMAGENET_STD
     arrays: NDArray[np.uint8] | None = None  # [N, H, W, C]
     names: list[str] | None = None
+    sizes: NDArray[np.int64] | None = None  # [N, 2]
+    scaled_decode: bool = False
+    faster_decoding: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...

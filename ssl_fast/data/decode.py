@@ -86,12 +86,15 @@ def image_size(content: bytes, limits: Limits, channels: int = 3) -> tuple[int, 
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def decode(content: bytes, channels: int, limits: Limits) -> NDArray[np.uint8]:  # [H, W, channels]
+def decode(
+    content: bytes, channels: int, limits: Limits, shrink: int = 1
+) -> NDArray[np.uint8]:  # [H, W, channels], or [ceil(H / shrink), ceil(W / shrink), channels]
     """The first frame of an image file, turned upright by its EXIF, in RGB (3 channels), grey (1) or its own bands (n).
 
     Deep pixels are scaled (`Limits.white`); CMYK, LAB and palettes are converted; transparency is dropped, but where
     the colours under it are one all over, the shape that it draws is put on the opposite ground. Other numbers of
-    channels must be the file's: `.npy` [H, W, C], bands of a TIFF file, or RGBA, CMYK and LA.
+    channels must be the file's: `.npy` [H, W, C], bands of a TIFF file, or RGBA, CMYK and LA. `shrink` (1, 2, 4 or 8)
+    is for JPEGs, whose cosine transform can be inverted at a fraction of the size; other files ignore it.
 
     Raises:
         UnreadableError: no image that we take, damaged, cut short, too many pixels, or other channels.
@@ -99,7 +102,7 @@ def decode(content: bytes, channels: int, limits: Limits) -> NDArray[np.uint8]: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; a file that decodes is good
         try:
-            pixels = _pixels(content, channels, limits)
+            pixels = _pixels(content, channels, limits, shrink)
         except UnreadableError:
             raise
         except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error and more on junk
@@ -112,7 +115,7 @@ _TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 _BITS, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2  # TIFF tags, and a value of the second
 
 
-def _pixels(content: bytes, channels: int, limits: Limits) -> NDArray[np.uint8]:  # [H, W, channels]
+def _pixels(content: bytes, channels: int, limits: Limits, shrink: int) -> NDArray[np.uint8]:  # [H, W, channels]
     if content.startswith(NPY_MAGIC):
         _checked(npy_header(content)[0][:2], limits)
         return _fitted(to_levels(read_npy(content), limits.white), channels)
@@ -120,7 +123,10 @@ def _pixels(content: bytes, channels: int, limits: Limits) -> NDArray[np.uint8]:
         page = tiff_page(content)
         _checked((page.imagelength, page.imagewidth), limits)
         return _fitted(to_levels(read_tiff(content), limits.white), channels)
-    image = _eight_bit(_upright(_open(content, limits)), limits)
+    image = _open(content, limits)
+    if shrink > 1 and image.width >= shrink and image.height >= shrink:
+        image.draft(None, (image.width // shrink, image.height // shrink))
+    image = _eight_bit(_upright(image), limits)
     if channels not in (1, 3):
         return _fitted(np.array(image).reshape(image.height, image.width, -1), channels)
     array = np.array(_without_alpha(image).convert("L" if channels == 1 else "RGB"))

@@ -28,7 +28,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ssl_fast.data.dataset import Dataset
 from ssl_fast.data.engine_fused import FusedEngine
-from ssl_fast.data.engine_torchvision import TorchvisionEngine
+from ssl_fast.data.engine_torchvision import Images, TorchvisionEngine
+from ssl_fast.data.scaled import on_smaller, shrinks
 from ssl_fast.data.views import Batch, draw
 
 
@@ -57,15 +58,27 @@ class BatchMaker(TorchDataset[Parts]):
 
     def __getitem__(self, job: Any) -> Parts:
         began = time.perf_counter()
-        images, found = self.dataset.fetch(job.index)
+        images, found, table = self._scaled(job) if self.dataset.scaled_decode else self._whole(job)
         decoded = time.perf_counter()
-        sizes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
-        table = draw(self.engine.views, job.seed, job.epoch, job.index, sizes)
         labels = self.dataset.labels
         chosen = None if labels is None else torch.from_numpy(labels[found])
         views = self.engine(images, table)
         seconds = {"decode": decoded - began, "augment": time.perf_counter() - decoded}
         return views, chosen, torch.from_numpy(np.array(found)), seconds
+
+    def _whole(self, job: Job) -> tuple[Images, NDArray[np.int64], Tensor]:
+        images, found = self.dataset.fetch(job.index)
+        sizes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
+        return images, found, draw(self.engine.views, job.seed, job.epoch, job.index, sizes)
+
+    def _scaled(self, job: Job) -> tuple[Images, NDArray[np.int64], Tensor]:
+        """The crops are drawn first, from the sizes that are known; they say how small an image may be decoded."""
+        dataset: Any = self.dataset
+        table = draw(self.engine.views, job.seed, job.epoch, job.index, dataset.sizes[job.index])
+        images, found = dataset.fetch(job.index, shrinks(table, self.engine.views))
+        if not np.array_equal(found, job.index):  # a file broke: the table is that of the image in its place
+            table = draw(self.engine.views, job.seed, job.epoch, job.index, dataset.sizes[found])
+        return images, found, on_smaller(table, dataset.sizes[found], images)
 
     def batch(self, job: Job, pin: bool) -> Batch:
         """The job's batch, in pinned memory if wanted."""
