@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]  # [H, W, C]
-Labels = NDArray[np.int64]  # [N]
+Labels = NDArray[np.int64]  # [N], or [N, C] of 0 and 1 where a sample may have several classes
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -19,7 +19,7 @@ class Dataset(ABC):
     """A split of a data set.
 
     Attributes:
-        labels: [N] class numbers, or None.
+        labels: [N] class numbers, [N, C] of 0 and 1 where a sample may have several classes, or None.
         classes: the class names.
         channels: C of every image.
         mean, std: per channel, of values in [0, 1].
@@ -51,6 +51,11 @@ class Dataset(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Changes when the content does."""
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether every sample has one class."""
+        return self.labels is not None and self.labels.ndim == 1
 
     def fetch(
         self,

@@ -27,7 +27,7 @@ Decode = Callable[[int], NDArray[np.uint8]]
 
 
 class DecodedCache:
-    """Decoded images in `pixels`, the places of each in `index.npz`, which is written last and so says that all is there.
+    """Decoded images in `pixels`, the place of each in `index.npz`, which is written last: with it, all is there.
 
     The index is checked by its hash, the pixels by their number alone.
     """

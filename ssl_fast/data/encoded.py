@@ -70,13 +70,17 @@ class EncodedDataset(Dataset):
     def _prepare(self, config: Any, place: Path | str) -> None:
         """What does not depend on the files. `place` names the quarantine file of this set."""
         if config.channels < 0:
-            raise ValueError(f"data.channels: expected 0 (as data.color says) or a positive number, got {config.channels}")
+            raise ValueError(
+                f"data.channels: expected 0 (as data.color says) or a positive number, got {config.channels}"
+            )
         if config.decoded_cache and config.scaled_decode:
             raise ValueError("data.scaled_decode: expected false with data.decoded_cache=true, which decodes only once")
         self.channels = config.channels or (3 if config.color else 1)
         self.limits = Limits(config.max_bytes, config.max_pixels, config.white)
         self.scaled_decode = config.scaled_decode
-        grey = ((_GREY_MEAN,), (_GREY_STD,)) if self.channels == 1 else ((0.5,) * self.channels, (0.25,) * self.channels)
+        grey = (
+            ((_GREY_MEAN,), (_GREY_STD,)) if self.channels == 1 else ((0.5,) * self.channels, (0.25,) * self.channels)
+        )
         self.mean, self.std = (IMAGENET_MEAN, IMAGENET_STD) if self.channels == 3 else grey
         name = hashlib.sha256(str(Path(place).resolve()).encode(errors="replace")).hexdigest()[:16]
         self.quarantine = Quarantine(Path(config.quarantine or cache_folder() / name / "quarantine.jsonl"))
@@ -92,7 +96,9 @@ class EncodedDataset(Dataset):
         settings = f"{self.channels} {self.limits.white} {config.scaled_decode}"
         self._digest = hashlib.sha256(f"{identity} {self.names} {settings}".encode(errors="replace")).hexdigest()
         if config.decoded_cache:
-            self._decoded = DecodedCache.open_or_make(f"{self._digest} {self.limits}", self._decode, self.sizes, self.channels)
+            self._decoded = DecodedCache.open_or_make(
+                f"{self._digest} {self.limits}", self._decode, self.sizes, self.channels
+            )
 
     @abstractmethod
     def encoded(self, i: int) -> bytes:

@@ -12,16 +12,17 @@ from torch import Tensor
 from ssl_fast.data.views import View
 
 _SHRINKS = (8, 4, 2)  # what the inverse cosine transform can leave out
+_ROOM = 2.0  # a shrunk crop is at least so many times its view: moving it to whole pixels then moves little
 
 
 def shrinks(
     table: Tensor,  # [N, V, P]
     views: Sequence[View],  # V
 ) -> NDArray[np.int64]:  # [N] 1, 2, 4 or 8
-    """The largest factor by which all crops of a sample can be shrunk without being smaller than their views."""
+    """The largest factor by which all crops of a sample can be shrunk and still be twice as large as their views."""
     wanted = torch.tensor([view.size for view in views], dtype=torch.float32)
     room = (table[:, :, 2:4].amin(dim=2) / wanted).amin(dim=1).numpy()  # [N]
-    return np.select([room >= by for by in _SHRINKS], _SHRINKS, 1).astype(np.int64)
+    return np.select([room >= _ROOM * by for by in _SHRINKS], _SHRINKS, 1).astype(np.int64)
 
 
 def on_smaller(

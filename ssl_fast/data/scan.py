@@ -74,7 +74,14 @@ def scan(root: Path, limits: Limits, full: bool, threads: int = 0, channels: int
         raise ValueError(f"data.root: no images found under {root} (looked for {', '.join(extensions)})")
     stamps = stamps_of(root, names)
     return look(
-        names, stamps, lambda i: read_bytes(root / names[i], limits), limits, full, channels, f"data.root: {root}", threads
+        names,
+        stamps,
+        lambda i: read_bytes(root / names[i], limits),
+        limits,
+        full,
+        channels,
+        f"data.root: {root}",
+        threads,
     )
 
 
@@ -126,7 +133,7 @@ def look(
     if len(refused) == len(names):
         raise ValueError(f"{place}: none of the {len(names)} files can be decoded ({refused[0][1]})")
     good = np.delete(np.arange(len(names)), bad)
-    kept = [names[i] for i in good] if refused else list(names)
+    kept = [names[i] for i in good.tolist()] if refused else list(names)
     return Scan(good, kept, sizes[good], refused, fingerprint)
 
 

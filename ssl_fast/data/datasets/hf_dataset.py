@@ -137,7 +137,9 @@ def _encoded(part: Any, config: Any) -> Any:
         raise ValueError(f"data.column: {config.path} has no column {config.column!r} (columns: {columns})")
     table = part.select_columns([config.column])
     feature = table.features[config.column]
-    return table.cast_column(config.column, datasets.Image(decode=False)) if isinstance(feature, datasets.Image) else table
+    return (
+        table.cast_column(config.column, datasets.Image(decode=False)) if isinstance(feature, datasets.Image) else table
+    )
 
 
 def _labels(parts: list[Any], config: Any) -> tuple[Labels | None, list[str]]:  # [N], the class names

@@ -69,7 +69,7 @@ def test_a_pool_with_a_row_that_is_no_image(datasets, tmp_path):
 
 
 def test_errors_name_the_setting(datasets, tmp_path):
-    with pytest.raises(ValueError, match="data.path: expected a folder of a Hugging Face data set, got ''"):
+    with pytest.raises(ValueError, match=r"data.path: expected a folder of a Hugging Face data set, got ''"):
         open_dataset(HFDataset.Config())
     with pytest.raises(ValueError, match="neither a folder of save_to_disk nor parquet files"):
         open_dataset(HFDataset.Config(path=str(tmp_path)))

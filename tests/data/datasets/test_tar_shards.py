@@ -75,7 +75,7 @@ def test_the_index_is_made_once_and_again_when_a_shard_changes(config, monkeypat
 def test_splits_by_fraction_and_by_folder(config, tmp_path):
     config.test_fraction, config.val_fraction = 0.25, 0.25
     parts = {split: levels(open_dataset(config, split)) for split in ("train", "val", "test")}
-    assert sorted(sum(parts.values(), [])) == list(range(16)) and len(parts["test"]) == 4
+    assert sorted(level for part in parts.values() for level in part) == list(range(16)) and len(parts["test"]) == 4
     for i, split in enumerate(("train", "train", "val")):
         write(tmp_path / "in_parts" / split / f"{i}.tar", [("a.png", picture(10 * i)), ("a.cls", b"0")])
     foldered = TarShards.Config(root=str(tmp_path / "in_parts"))
@@ -98,7 +98,7 @@ def test_an_epoch_is_that_of_any_data_set(config):
 
 
 def test_errors(config, tmp_path):
-    with pytest.raises(ValueError, match="data.root: expected a folder of .tar shards"):
+    with pytest.raises(ValueError, match=r"data.root: expected a folder of .tar shards"):
         open_dataset(TarShards.Config())
     config.label = "txt"
     with pytest.raises(ValueError, match=r"data.label: sample s1.tar/in/bad has no .txt, nor have 0 others"):
@@ -107,7 +107,7 @@ def test_errors(config, tmp_path):
     with pytest.raises(ValueError, match=r"data.label_key: no 'kind' in the .json of sample s0.tar/in/000"):
         open_dataset(config)
     config.label = "word"
-    with pytest.raises(ValueError, match="data.label: expected 'auto', 'cls', 'json', 'txt' or 'none', got 'word'"):
+    with pytest.raises(ValueError, match=r"data.label: expected 'auto', 'cls', 'json', 'txt' or 'none', got 'word'"):
         open_dataset(config)
     (tmp_path / "s2.tar").write_bytes(b"no archive" * 100)
     with pytest.raises(ValueError, match=r"s2.tar is no readable tar archive"):
