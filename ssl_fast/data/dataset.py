@@ -27,7 +27,6 @@ class Dataset(ABC):
         names: file names, or None.
         sizes: (H, W) of each image, where that is known without reading it.
         scaled_decode: `fetch` takes a second argument: by how much each image may be decoded smaller.
-        faster_decoding: settings of its Config that make decoding cheaper.
     """
 
     labels: Labels | None = None
@@ -39,7 +38,6 @@ class Dataset(ABC):
     names: list[str] | None = None
     sizes: NDArray[np.int64] | None = None  # [N, 2]
     scaled_decode: bool = False
-    faster_decoding: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -51,6 +49,11 @@ class Dataset(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Changes when the content does."""
+
+    @property
+    def faster_decoding(self) -> tuple[str, ...]:
+        """Settings of its Config that would make decoding cheaper."""
+        return ()
 
     @property
     def has_classes(self) -> bool:

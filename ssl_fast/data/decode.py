@@ -156,8 +156,12 @@ def _fitted(
 def _open(content: bytes, limits: Limits) -> Any:
     from PIL import Image, UnidentifiedImageError
 
+    if (most := Image.MAX_IMAGE_PIXELS) is not None and most < limits.max_pixels:
+        Image.MAX_IMAGE_PIXELS = limits.max_pixels  # Pillow's own limit, of 89 million, gives way to the user's
     try:
         image = Image.open(io.BytesIO(content), formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise UnreadableError(f"many more pixels than {limits.max_pixels} (data.max_pixels)") from error
     except UnidentifiedImageError as error:  # its message holds an address, which changes from run to run
         raise UnreadableError(f"cannot identify the content as {', '.join(_FORMATS)}") from error
     _checked((image.height, image.width), limits)

@@ -65,7 +65,6 @@ class EncodedDataset(Dataset):
 
     names: list[str]
     sizes: NDArray[np.int64]  # [N, 2]
-    faster_decoding = ("decoded_cache", "scaled_decode")
 
     def _prepare(self, config: Any, place: Path | str) -> None:
         """What does not depend on the files. `place` names the quarantine file of this set."""
@@ -107,6 +106,13 @@ class EncodedDataset(Dataset):
         Raises:
             UnreadableError: it cannot be read, or is larger than the limit.
         """
+
+    @property
+    def faster_decoding(self) -> tuple[str, ...]:
+        """The settings that would make decoding cheaper and are off."""
+        if self._decoded is not None:
+            return ()
+        return ("decoded_cache",) if self.scaled_decode else ("decoded_cache", "scaled_decode")
 
     def __len__(self) -> int:
         return len(self.names)

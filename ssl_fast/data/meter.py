@@ -44,5 +44,5 @@ def remedies(loader: Any, seconds: Mapping[str, float]) -> list[str]:
     if loader.engine != "dali" and 0 <= loader.workers < cores and loader.workers < len(loader):
         found.append(f"data.workers={cores}")
     if seconds.get("decode", 0.0) > seconds.get("augment", 0.0):
-        found += [f"data.{name}=true" for name in getattr(loader.dataset, "faster_decoding", ())]
+        found += [f"data.{name}=true" for name in loader.dataset.faster_decoding]
     return found

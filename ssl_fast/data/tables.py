@@ -20,7 +20,7 @@ def read_table(path: str, columns: dict[str, list[str]]) -> list[Row]:
 
     Raises:
         ValueError: no such file, not of its kind, or a column is missing.
-        RuntimeError: a parquet file, and pyarrow is not installed.
+        ImportError: a parquet file, and pyarrow is not installed.
     """
     if not path:
         raise ValueError("data.path: expected a CSV file, or .tsv or .parquet")
@@ -47,7 +47,7 @@ def _parquet(path: str, wanted: list[str]) -> tuple[list[str], list[Row]]:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise RuntimeError("data.path: a parquet table needs pyarrow: pip install ssl_fast[recipes]") from error
+        raise ImportError("data.path: a parquet table needs pyarrow: pip install ssl_fast[recipes]") from error
     known = pyarrow.parquet.read_schema(path).names
     found = [name for name in dict.fromkeys(wanted) if name in known]
     columns = pyarrow.parquet.read_table(path, columns=found).to_pydict()

@@ -102,10 +102,12 @@ def test_animations_give_their_first_frame():
 
 def test_limits_hold_before_anything_is_decoded(tmp_path):
     bomb = encoded(Image.new("1", (20_000, 20_000)))
-    with pytest.raises(UnreadableError, match=r"20000 x 20000 pixels, expected at most|exceeds limit"):
-        decode(bomb, 3, LIMITS)
-    with pytest.raises(UnreadableError, match=r"20000 x 20000 pixels|exceeds limit"):
-        image_size(bomb, LIMITS)
+    large = encoded(Image.new("1", (2000, 2000)))
+    for look in (lambda content: decode(content, 3, LIMITS), lambda content: image_size(content, LIMITS)):
+        with pytest.raises(UnreadableError, match=r"many more pixels than 1048576 \(data.max_pixels\)"):
+            look(bomb)
+        with pytest.raises(UnreadableError, match=r"2000 x 2000 pixels, expected 1 to 1048576 \(data.max_pixels\)"):
+            look(large)
     (tmp_path / "file").write_bytes(b"x" * (LIMITS.max_bytes + 1))
     with pytest.raises(UnreadableError, match=r"1048577 bytes, expected 1 to 1048576"):
         read_bytes(tmp_path / "file", LIMITS)
@@ -113,6 +115,12 @@ def test_limits_hold_before_anything_is_decoded(tmp_path):
         read_bytes(tmp_path, LIMITS)
     with pytest.raises(UnreadableError, match=r"FileNotFoundError"):
         read_bytes(tmp_path / "none", LIMITS)
+
+
+def test_a_limit_above_pillows_own_is_heeded(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    bomb = encoded(Image.new("1", (20_000, 20_000)))
+    assert image_size(bomb, replace(LIMITS, max_pixels=400_000_000)) == (20_000, 20_000)
 
 
 def test_only_image_formats_are_opened():

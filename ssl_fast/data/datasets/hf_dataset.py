@@ -99,7 +99,7 @@ def _open(config: Any) -> dict[str, Any]:
     try:
         import datasets
     except ImportError as error:
-        raise RuntimeError("data=hf_dataset needs the package datasets: pip install datasets") from error
+        raise ImportError("data=hf_dataset needs the package datasets: pip install datasets") from error
     folder = Path(config.path)
     if not config.path or not folder.is_dir():
         raise ValueError(f"data.path: expected a folder of a Hugging Face data set, got {config.path!r}")

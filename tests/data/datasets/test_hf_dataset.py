@@ -13,7 +13,7 @@ from ssl_fast.data.datasets.hf_dataset import HFDataset
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(RuntimeError, match="data=hf_dataset needs the package datasets: pip install datasets"):
+    with pytest.raises(ImportError, match="data=hf_dataset needs the package datasets: pip install datasets"):
         open_dataset(HFDataset.Config(path=str(tmp_path)))
 
 
