@@ -50,17 +50,23 @@ class DecodedCache:
             ValueError: the disk has no room for it.
         """
         key = hashlib.sha256(f"{_FORMAT} {identity}".encode(errors="replace")).hexdigest()[:24]
-        folder = cache_folder() / f"decoded-{key}"
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or its process dies
-            found = cls._open(folder)
-            if found is None:
-                _check_room(folder, int(sizes.prod(axis=1).sum()) * channels)
-                _make(folder, decode, len(sizes), channels)
+        folder, reason = cache_folder() / f"decoded-{key}", "the index cannot be written"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / "lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or its process dies
                 found = cls._open(folder)
+                if found is None:
+                    _check_room(folder, int(sizes.prod(axis=1).sum()) * channels)
+                    _make(folder, decode, len(sizes), channels)
+                    found = cls._open(folder)
+        except OSError as error:
+            (folder / "pixels").unlink(missing_ok=True)
+            found, reason = None, str(error)
         if found is None:
-            raise ValueError(f"data.decoded_cache: cannot be written to {folder}; set SSL_FAST_CACHE or switch it off")
+            raise ValueError(
+                f"data.decoded_cache: {folder}: {reason}; set SSL_FAST_CACHE to another disk, or switch it off"
+            )
         return found
 
     @classmethod

@@ -83,6 +83,16 @@ def test_a_full_disk_is_said_before_anything_is_written(config, monkeypatch):
     assert shutil.disk_usage("/").free > 0 and len(open_dataset(config)) == 12
 
 
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing(config, monkeypatch, own_cache):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(decoded.os, "fsync", full)
+    with pytest.raises(ValueError, match=r"data.decoded_cache: .*No space left on device; set SSL_FAST_CACHE"):
+        open_dataset(config)
+    assert not list(own_cache.glob("decoded-*/pixels"))
+
+
 def test_both_fast_ways_at_once_are_refused(config):
     with pytest.raises(ValueError, match=r"data.scaled_decode: expected false with data.decoded_cache=true"):
         open_dataset(replace(config, scaled_decode=True))
