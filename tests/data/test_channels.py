@@ -51,7 +51,8 @@ def test_crop_flip_blur_solarise_and_normalise(folder, engine):
 def test_operations_that_need_rgb_say_so(folder, engine):
     views = [View(**{**vars(view), "mean": (0.5,), "std": (0.5,)}) for view in simclr(size=16)]
     loader = Loader(open_dataset(folder), views, LoaderConfig(engine, 0), **OPTIONS)
-    with pytest.raises(ValueError, match=r"saturation, hue, grayscale: expected 1 or 3 channels, got images of \d+: set them to 0"):
+    expected = r"saturation, hue, grayscale: expected images of 1 or 3 channels, got \d+; set the three to 0"
+    with pytest.raises(ValueError, match=expected):
         next(loader.epoch(0))
 
 
