@@ -117,12 +117,12 @@ def raw_pair(train_set: Any, test_set: Any) -> Pair | None:
 
 
 def knn_scores(kinds: dict[str, Pair | None], knn: KNNConfig) -> dict[str, float | None]:
-    """knn_top1 of the learned features and of both baselines; None where there are no labels."""
+    """knn_top1 of the learned features and of both baselines; None where samples have not one class each."""
     scores: dict[str, float | None] = {}
     for kind in ("learned", "random_init", "raw_pixels"):
         key = "knn_top1" if kind == "learned" else f"knn_top1_{kind}"
         scores[key] = None
-        if (found := kinds.get(kind)) and found[0].labels is not None and found[1].labels is not None:
+        if (found := kinds.get(kind)) and all(part.labels is not None and part.labels.ndim == 1 for part in found):
             train, test = found
             scores[key] = knn_accuracy(train.h, train.labels, test.h, test.labels, knn.k, knn.temperature)["top1"]
     return scores

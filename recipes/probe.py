@@ -53,8 +53,10 @@ def probe(config: ProbeConfig, folder: Path, stage: Stage) -> tuple[dict[str, An
 
     def features(split: str) -> Features:
         dataset = open_dataset(config.data, split)
-        if dataset.labels is None:
-            raise ValueError(f"data: a probe needs labels, and the {split} split of {config.data.name} has none")
+        if not dataset.has_classes:
+            raise ValueError(
+                f"data: a probe needs one label a sample, and the {split} split of {config.data.name} has not"
+            )
         return extract_features(
             backbone,
             dataset,

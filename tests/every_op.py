@@ -142,6 +142,8 @@ def neighbours(impl: str) -> None:
 
 
 SGD = torch.optim.SGD
+
+
 def augmented(impl: str) -> None:
     """Views need numpy, and say so."""
     if importlib.util.find_spec("numpy") is None:

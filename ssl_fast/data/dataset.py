@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]  # [H, W, C]
-Labels = NDArray[np.int64]  # [N]
+Labels = NDArray[np.int64]  # [N], or [N, C] of 0 and 1 where a sample may have several classes
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -19,12 +19,14 @@ class Dataset(ABC):
     """A split of a data set.
 
     Attributes:
-        labels: [N] class numbers, or None.
+        labels: [N] class numbers, [N, C] of 0 and 1 where a sample may have several classes, or None.
         classes: the class names.
         channels: C of every image.
         mean, std: per channel, of values in [0, 1].
         arrays: [N, H, W, C] when every image is in memory and of one size, else None.
         names: file names, or None.
+        sizes: (H, W) of each image, where that is known without reading it.
+        scaled_decode: `fetch` takes a second argument: by how much each image may be decoded smaller.
     """
 
     labels: Labels | None = None
@@ -34,6 +36,8 @@ class Dataset(ABC):
     std: tuple[float, ...] = IMAGENET_STD
     arrays: NDArray[np.uint8] | None = None  # [N, H, W, C]
     names: list[str] | None = None
+    sizes: NDArray[np.int64] | None = None  # [N, 2]
+    scaled_decode: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -45,6 +49,16 @@ class Dataset(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Changes when the content does."""
+
+    @property
+    def faster_decoding(self) -> tuple[str, ...]:
+        """Settings of its Config that would make decoding cheaper."""
+        return ()
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether every sample has one class."""
+        return self.labels is not None and self.labels.ndim == 1
 
     def fetch(
         self,

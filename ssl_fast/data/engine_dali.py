@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssl_fast.data.bands import NPY_MAGIC
 from ssl_fast.data.dataset import Dataset, Image
 from ssl_fast.data.engine_torchvision import check_channels, finish
 from ssl_fast.data.views import COLUMN, Batch, View, draw
@@ -39,6 +40,8 @@ def unavailable(dataset: Dataset) -> str | None:
     """Why DALI cannot serve this data set here; None when it can."""
     if not hasattr(dataset, "encoded"):
         return "the data set is not a folder of image files"
+    if dataset.channels not in (1, 3):
+        return f"it decodes 1 or 3 channels, the images have {dataset.channels}"
     if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
         return "it is not installed (pip install ssl_fast[dali])"
     return None
@@ -200,6 +203,8 @@ def _graph(inputs: Sequence[Any], views: Sequence[View], channels: int, gpu: boo
 def _is_plain(content: bytes) -> bool:
     from PIL import Image as Pillow
 
+    if content.startswith(NPY_MAGIC):
+        return False
     with Pillow.open(io.BytesIO(content)) as image:
         return (image.format, image.mode) in _PLAIN and "transparency" not in image.info
 

@@ -64,7 +64,8 @@ def check_channels(view: View, channels: int) -> None:
         raise ValueError(f"mean, std: expected 1 or {channels} numbers for {channels} channels, got {len(view.mean)}")
     coloured = view.grayscale > 0 or (view.jitter > 0 and (view.saturation > 0 or view.hue > 0))
     if coloured and channels not in (1, 3):
-        raise ValueError(f"saturation, hue, grayscale: expected images of 1 or 3 channels, got {channels}")
+        expected = f"expected images of 1 or 3 channels, got {channels}"
+        raise ValueError(f"saturation, hue, grayscale: {expected}; set the three to 0")
 
 
 def _resized(

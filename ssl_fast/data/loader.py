@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ssl_fast.data.dataset import Dataset
 from ssl_fast.data.engine_fused import FusedEngine
 from ssl_fast.data.engine_torchvision import TorchvisionEngine
 from ssl_fast.data.philox import permutation
+from ssl_fast.data.prefetch import CudaCopies, ahead_of_use
 from ssl_fast.data.resident import ResidentSource
 from ssl_fast.data.views import Batch, View
 from ssl_fast.data.workers import BatchMaker, Job, Workers, ahead, in_process
@@ -64,12 +66,13 @@ class Loader:
         shuffle: a new order each epoch; else ascending.
         drop_last: leave out the samples that do not fill a batch.
         rank, world_size: this process takes slice `rank` of each global batch; sizes may differ by one.
-        device: where batches are wanted. For CUDA they are pinned and copied without waiting.
+        device: where batches are wanted. For CUDA they are pinned and copied on a stream of their own, one
+            batch ahead.
 
     Attributes:
         engine, reason: the engine that was chosen, and why.
         workers: number of processes that make batches.
-        waited: seconds spent waiting for batches; readers reset it.
+        waited: seconds spent waiting for batches since `collect`.
 
     Raises:
         ValueError: an argument is out of its range or does not fit the data set.
@@ -93,6 +96,8 @@ class Loader:
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
         self.waited = 0.0
+        self._spent: dict[str, float] = {}
+        self._copies = CudaCopies(self.device) if self.device.type == "cuda" else None
         self._check()
         self.engine, self.reason = choose_engine(config.engine, dataset, self.device)
         self._on_gpu = self.engine == "fused" and resident.unavailable(dataset, self.device) is None
@@ -112,11 +117,23 @@ class Loader:
         order = self.order(epoch)
         jobs = [Job(self.seed, epoch, self._slice(order, step)) for step in range(start, len(self))]
         batches = self._batches(jobs)
+        if self._copies is not None:
+            batches = ahead_of_use(batches, self._copies)
         for _ in jobs:
             began = time.perf_counter()
-            batch = next(batches).to(self.device, non_blocking=True)
+            batch = next(batches)
             self.waited += time.perf_counter() - began
+            for part, seconds in batch.seconds.items():
+                self._spent[part] = self._spent.get(part, 0.0) + seconds
             yield batch
+
+    def collect(self) -> dict[str, float]:
+        """Seconds since the last call: "waited" by this process, and what was spent on each part, by all processes."""
+        seconds = {"waited": self.waited, **self._spent}
+        if self._copies is not None:
+            seconds["copy"] = self._copies.seconds()
+        self.waited, self._spent = 0.0, {}
+        return seconds
 
     def close(self) -> None:
         """Ends the worker processes; the next `epoch` starts new ones."""
@@ -148,8 +165,9 @@ class Loader:
         pin = self.device.type == "cuda"
         if self.workers == 0:
             # Beside a training on the same cores a thread only gets in its way (benchmarks/NOTES.md).
-            in_thread = pin and self.engine == "fused" and self.config.workers == -1
-            return ahead(maker.pinned, self.config.prefetch) if in_thread else in_process(maker)
+            if pin and self.engine == "fused" and self.config.workers == -1:
+                return ahead(partial(maker.batch, pin=True), self.config.prefetch)
+            return in_process(maker, pin)
         return Workers(maker, self.workers, self.config.prefetch, self.config.start_method, pin)
 
     def _check(self) -> None:

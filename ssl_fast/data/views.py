@@ -122,12 +122,14 @@ class Batch:
         labels: [N] int64 or None.
         index: [N] int64, the samples' numbers in their data set.
         extras: further tensors, first dimension N.
+        seconds: what it cost to make, by part ("decode", "augment"), where that is known.
     """
 
     views: tuple[Tensor, ...]  # each [N, C, H, W]
     labels: Tensor | None  # [N]
     index: Tensor  # [N]
     extras: dict[str, Tensor] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -140,6 +142,11 @@ class Batch:
         """The same batch in pinned memory, from where copies to a GPU need not be waited for."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def tensors(self) -> list[Tensor]:
+        """All its tensors."""
+        labels = [] if self.labels is None else [self.labels]
+        return [*self.views, *labels, self.index, *self.extras.values()]
+
     def slice(self, begin: int, end: int) -> Batch:
         """Rows begin .. end - 1, sharing memory."""
         return self._map(lambda tensor: tensor[begin:end])
@@ -147,7 +154,7 @@ class Batch:
     def _map(self, function: Any) -> Batch:
         labels = None if self.labels is None else function(self.labels)
         extras = {name: function(tensor) for name, tensor in self.extras.items()}
-        return Batch(tuple(function(view) for view in self.views), labels, function(self.index), extras)
+        return Batch(tuple(function(view) for view in self.views), labels, function(self.index), extras, self.seconds)
 
 
 def draw(

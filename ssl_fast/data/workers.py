@@ -10,6 +10,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ssl_fast.data.dataset import Dataset
 from ssl_fast.data.engine_fused import FusedEngine
-from ssl_fast.data.engine_torchvision import TorchvisionEngine
+from ssl_fast.data.engine_torchvision import Images, TorchvisionEngine
+from ssl_fast.data.scaled import on_smaller, shrinks
 from ssl_fast.data.views import Batch, draw
 
 
@@ -40,7 +42,8 @@ class Job:
     index: NDArray[np.int64]  # [N]
 
 
-Parts = tuple[tuple[Tensor, ...], Tensor | None, Tensor]  # views, labels, index: what crosses between processes
+# What crosses between processes: views, labels, index, and the seconds that they took.
+Parts = tuple[tuple[Tensor, ...], Tensor | None, Tensor, dict[str, float]]
 Source = Callable[[list[Job]], Iterator[Batch]]
 Made = TypeVar("Made")
 
@@ -55,25 +58,39 @@ class BatchMaker(TorchDataset[Parts]):
         self.dataset, self.engine = dataset, engine
 
     def __getitem__(self, job: Any) -> Parts:
-        images, found = self.dataset.fetch(job.index)
-        sizes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
-        table = draw(self.engine.views, job.seed, job.epoch, job.index, sizes)
+        began = time.perf_counter()
+        images, found, table = self._scaled(job) if self.dataset.scaled_decode else self._whole(job)
+        decoded = time.perf_counter()
         labels = self.dataset.labels
         chosen = None if labels is None else torch.from_numpy(labels[found])
-        return self.engine(images, table), chosen, torch.from_numpy(np.array(found))
+        views = self.engine(images, table)
+        seconds = {"decode": decoded - began, "augment": time.perf_counter() - decoded}
+        return views, chosen, torch.from_numpy(np.array(found)), seconds
 
-    def batch(self, job: Job) -> Batch:
-        """The batch of a job."""
-        return Batch(*self[job])
+    def _whole(self, job: Job) -> tuple[Images, NDArray[np.int64], Tensor]:
+        images, found = self.dataset.fetch(job.index)
+        sizes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
+        return images, found, draw(self.engine.views, job.seed, job.epoch, job.index, sizes)
 
-    def pinned(self, job: Job) -> Batch:
-        """The same in pinned memory."""
-        return self.batch(job).pinned()
+    def _scaled(self, job: Job) -> tuple[Images, NDArray[np.int64], Tensor]:
+        """The crops are drawn first, from the sizes that are known; they say how small an image may be decoded."""
+        dataset: Any = self.dataset
+        table = draw(self.engine.views, job.seed, job.epoch, job.index, dataset.sizes[job.index])
+        images, found = dataset.fetch(job.index, shrinks(table, self.engine.views))
+        if not np.array_equal(found, job.index):  # a file broke: the table is that of the image in its place
+            table = draw(self.engine.views, job.seed, job.epoch, job.index, dataset.sizes[found])
+        return images, found, on_smaller(table, dataset.sizes[found], images)
+
+    def batch(self, job: Job, pin: bool) -> Batch:
+        """The job's batch, in pinned memory if wanted."""
+        views, labels, index, seconds = self[job]
+        batch = Batch(views, labels, index, seconds=seconds)
+        return batch.pinned() if pin else batch
 
 
-def in_process(maker: BatchMaker) -> Source:
+def in_process(maker: BatchMaker, pin: bool) -> Source:
     """Batches made when they are asked for."""
-    return lambda jobs: (maker.batch(job) for job in jobs)
+    return lambda jobs: (maker.batch(job, pin) for job in jobs)
 
 
 def ahead(make: Callable[[Job], Made], prefetch: int) -> Callable[[list[Job]], Iterator[Made]]:
@@ -131,7 +148,7 @@ class Workers:
         """The batches of `jobs` in order; an earlier, unfinished call is ended."""
         self._jobs[:] = jobs
         parts = iter(self._loader) if self._processes else self._start()
-        return (Batch(tuple(views), labels, index) for views, labels, index in parts)
+        return (Batch(tuple(views), labels, index, seconds=seconds) for views, labels, index, seconds in parts)
 
     def _start(self) -> Iterator[Any]:
         before = set(multiprocessing.active_children())

@@ -24,7 +24,7 @@ class Features:
 
     Attributes:
         h: [N, F] fp32 on the CPU.
-        labels: [N] int64, or None without labels.
+        labels: [N] int64, [N, C] for several a sample, or None without labels.
         names: N file names, or None when the samples have none.
         index: [N] int64, each row's sample number in the data set.
         skipped: samples without a row.

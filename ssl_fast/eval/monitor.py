@@ -51,7 +51,7 @@ def knn_monitor(
     """
     config = config or MonitorConfig()
     train_part, test_part = Subset.sample(train_set, config.max_train), Subset.sample(test_set, config.max_test)
-    labelled = train_set.labels is not None and test_set.labels is not None
+    labelled = train_set.has_classes and test_set.has_classes
     if labelled and len(train_part) < config.k:
         raise ValueError(f"k: expected at most {len(train_part)} (the monitor's training samples), got {config.k}")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ssl_fast import distributed
+from ssl_fast.data import meter
 from ssl_fast.train.canonical import to_json
 from ssl_fast.train.durable import write_atomic
 
@@ -155,20 +156,33 @@ class Progress:
         self._began = self._shown = time.perf_counter()
         self._shown_step = start
         self._times: dict[str, float] = {}
+        self._spent: dict[str, float] = {}
+        self._remedies: list[str] = []
         self._bar = _bar(total, start, self._stream) if not self._silent and _is_terminal(self._stream) else None
 
-    def update(self, step: int, values: dict[str, Any], times: dict[str, float]) -> None:
+    def update(
+        self,
+        step: int,
+        values: dict[str, Any],
+        times: dict[str, float],
+        spent: dict[str, float] | None = None,
+        remedies: list[str] | None = None,
+    ) -> None:
         """Tell how far training is; call it as often as convenient.
 
         Args:
             step: number of optimiser steps done.
             values: what to show, such as ``loss``.
             times: seconds of each part (``data``, ``forward``, ``backward``, ``optimizer``) since the last call.
+            spent: seconds that the loader waited and worked since the last call (``Loader.collect``).
+            remedies: settings to name when training turns out to wait for data.
         """
         if self._silent:
             return
-        for part, seconds in times.items():
-            self._times[part] = self._times.get(part, 0.0) + seconds
+        for sums, new in ((self._times, times), (self._spent, spent or {})):
+            for part, seconds in new.items():
+                sums[part] = sums.get(part, 0.0) + seconds
+        self._remedies = remedies or []
         now = time.perf_counter()
         if self._bar is not None:
             self._bar.set_postfix_str(self._summary(step, now, values), refresh=False)
@@ -180,6 +194,7 @@ class Progress:
             return
         self._shown, self._shown_step = now, step
         self._times.clear()
+        self._spent.clear()
 
     def write(self, text: str) -> None:
         """Write a line of its own, above the bar where there is one."""
@@ -198,7 +213,9 @@ class Progress:
         whole = sum(self._times.values()) or 1.0
         shown = [f"{name} {_short(value)}" for name, value in values.items()]
         shown += [f"{rate:,.0f} images/s", *(f"{part} {seconds / whole:.0%}" for part, seconds in self._times.items())]
-        return "  ".join(shown)
+        if self._spent:
+            shown += [meter.describe(self._spent), meter.verdict(self._times.get("data", 0.0) / whole, self._remedies)]
+        return "  ".join(filter(None, shown))
 
 
 def _is_terminal(stream: TextIO) -> bool:

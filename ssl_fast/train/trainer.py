@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_fast import distributed
+from ssl_fast.data import meter
 from ssl_fast.data.loader import Loader
 from ssl_fast.data.views import Batch
 from ssl_fast.methods.base import Method
@@ -264,15 +265,18 @@ class Trainer:
                 self.step,
                 values["embedding_std"],
             )
-        times = self.stopwatch.collect()
+        times, spent = self.stopwatch.collect(), self.loader.collect()
         total = sum(times.values()) or 1.0
+        remedies = meter.remedies(self.loader, spent)
         self.logged = dict(values)
         values |= {f"time_{name}": seconds / total for name, seconds in times.items()}
+        values |= {f"time_{name}_seconds": seconds for name, seconds in spent.items()}
         values["lr"] = self.optimizer.param_groups[0]["lr"]
         values["grad_norm"] = float(outcome.grad_norm)
+        said = meter.verdict(values.get("time_data", 0.0), remedies)
         if self.tracker:
-            self.tracker.log(self.step, epoch=epoch, **values)
-        progress.update(self.step, {"loss": values["loss"], "lr": values["lr"]}, times)
+            self.tracker.log(self.step, epoch=epoch, **values, **({"time_verdict": said} if said else {}))
+        progress.update(self.step, {"loss": values["loss"], "lr": values["lr"]}, times, spent, remedies)
 
     def _count_skipped(self, outcome: StepOutcome) -> None:
         if outcome.finite:

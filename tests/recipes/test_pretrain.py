@@ -58,6 +58,7 @@ MISTAKES = {
     "train.epochs=many": ["train.epochs: Value 'many'"],
     "data=arrays data.path=missing.npz": ["data.path: no file missing.npz"],
     "data=image_folder data.root=empty": ["no images found under empty", ".jpg"],
+    "data=tar_shards data.root=empty": ["data.root: no .tar files under empty"],
     "train.batch_size=1": ["train.batch_size: expected at least 2"],
 }
 

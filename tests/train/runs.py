@@ -35,7 +35,8 @@ class DoubleLoader:
     """A loader whose pictures are float64."""
 
     def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+        self.loader, self.collect = loader, loader.collect
+        self.engine, self.workers, self.dataset = loader.engine, loader.workers, loader.dataset
 
     def __len__(self) -> int:
         return len(self.loader)

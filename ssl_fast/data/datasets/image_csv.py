@@ -1,50 +1,44 @@
-"""Image files listed in a CSV table: a column of paths, and columns of labels and splits if there are any."""
+"""Image files listed in a table (CSV, TSV, parquet): a column of paths, and columns of labels and splits if any."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import logging
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ssl_fast.data.cache import cache_folder
-from ssl_fast.data.dataset import IMAGENET_MEAN, IMAGENET_STD
-from ssl_fast.data.datasets.image_folder import ImageFolder
-from ssl_fast.data.decode import Limits, UnreadableError, image_size, read_bytes
-from ssl_fast.data.quarantine import Quarantine
-
-_log = logging.getLogger(__name__)
-SPLITS = ("train", "val", "test")
-_GREY_MEAN, _GREY_STD = (0.459,), (0.226,)  # as image_folder's
-Row = dict[str, str]
+from ssl_fast.data.dataset import Labels
+from ssl_fast.data.decode import read_bytes
+from ssl_fast.data.encoded import EncodedConfig, EncodedDataset
+from ssl_fast.data.parts import PARTS, chosen_rows, splits_of
+from ssl_fast.data.scan import look, stamps_of
+from ssl_fast.data.tables import Row, class_numbers, columns_of_classes, read_table, several_classes
 
 
-class ImageCSV(ImageFolder):
-    """The files of a table's rows, in the table's order; reading and replacing broken ones as `ImageFolder` does.
+class ImageCSV(EncodedDataset):
+    """The files of a table's rows, in the table's order.
 
-    The headers of all files are looked at when the table is opened: a missing file, or one that is no image, is left
-    out and recorded in the quarantine file.
+    The headers of all files are looked at when the table is first opened (verdicts are cached): a missing file, or one
+    that is no image, is left out and recorded in the quarantine file.
     """
 
     @dataclass
-    class Config:
-        """Where the table is, and what its columns are called.
+    class Config(EncodedConfig):
+        """Where the table is, and what its columns are called; and how images are read: `EncodedConfig`.
 
         Args:
-            path: the CSV file (UTF-8, with a header line).
+            path: the table: `.tsv`, `.parquet`, else CSV (UTF-8, with a header line).
             root: folder that relative paths start at; "" for the table's.
             column: of the paths.
-            label_column: of the class names; "" for no labels.
-            split_column: of the words train, val and test; "" makes every row "train".
-            color: three channels; False makes one.
-            max_pixels, max_bytes: larger files are refused.
-            quarantine: file that refused files are recorded in; "" for one in the cache folder.
+            label_column: of the class names; "" for no labels; several ("cat,dog") hold 0 or 1 for a class each, and
+                labels are then [N, C].
+            label_separator: what stands between the classes of a cell ("|"): labels are [N, C] of 0 and 1.
+            split_column: of the words train, val and test; "" makes every row "train", less the shares below.
+            val_fraction, test_fraction: shares held out without split_column, seeded and stratified by single labels.
+            fold, num_folds: cross-validation instead of val_fraction: "val" is fold `fold`, "train" the others.
+            limit, limit_test: keep so many training, test images, the first after a seeded shuffle; 0 keeps all.
+            split_seed: seed of the hold-outs, the folds and the limits.
         """
 
         name: str = "image_csv"
@@ -52,96 +46,96 @@ class ImageCSV(ImageFolder):
         root: str = ""
         column: str = "path"
         label_column: str = ""
+        label_separator: str = ""
         split_column: str = ""
-        color: bool = True
-        max_pixels: int = 64_000_000
-        max_bytes: int = 64 << 20
-        quarantine: str = ""
+        val_fraction: float = 0.0
+        test_fraction: float = 0.0
+        fold: int = 0
+        num_folds: int = 0
+        limit: int = 0
+        limit_test: int = 0
+        split_seed: int = 0
 
     def __init__(self, config: Any, split: str) -> None:
-        table = read_table(config)
-        self.root, self.limits = (
-            Path(config.root or Path(config.path).parent),
-            Limits(config.max_bytes, config.max_pixels),
+        table = _rows(config)
+        self.root = Path(config.root or Path(config.path).parent)
+        self._prepare(config, config.path)
+        names = sorted({row[config.column] for row in table})
+        found = look(
+            names,
+            stamps_of(self.root, names),
+            lambda i: read_bytes(self.root / names[i], self.limits),
+            self.limits,
+            False,
+            self.channels,
+            f"data.path: {config.path}",
         )
-        rows = [row for row in table if split == "all" or _split_of(row, config) == split]
-        sizes, refused = self._look([row[config.column] for row in rows])
-        self.quarantine = Quarantine(_quarantine_path(config))
-        if self.quarantine.add(list(refused.items())):
-            where = self.quarantine.path
-            _log.warning("%d of %d image files cannot be used and are left out: %s", len(refused), len(rows), where)
-        rows = [row for row in rows if row[config.column] not in refused]
-        if not rows:
+        self._record(found.refused, len(names))
+        sizes = dict(zip(found.names, found.sizes, strict=True))
+        labels, self.classes = _labels(table, config)  # of the whole table, so that every split numbers classes alike
+        good = np.array([i for i, row in enumerate(table) if row[config.column] in sizes], dtype=np.int64)
+        rows = good[_chosen([table[i] for i in good], split, None if labels is None else labels[good], config)]
+        if not len(rows):
             raise ValueError(f"data.path: no images of the split {split!r} of {config.path} can be read")
-        self.names = [row[config.column] for row in rows]
+        self.names = [table[i][config.column] for i in rows]
         self.sizes = np.array([sizes[name] for name in self.names], dtype=np.int64)
-        self._label(rows, table, config)
-        self.channels = 3 if config.color else 1
-        self.mean, self.std = (IMAGENET_MEAN, IMAGENET_STD) if config.color else (_GREY_MEAN, _GREY_STD)
-        self._digest = hashlib.sha256(f"{self.names} {sizes} {self.classes} {config.color}".encode(errors="replace"))
+        self.labels = None if labels is None else labels[rows]
+        self._finish(config, f"{found.fingerprint} {self.classes}")
 
     @staticmethod
     def splits(config: Any) -> tuple[str, ...]:
-        """The splits that the table names."""
-        found = {_split_of(row, config) for row in read_table(config)}
-        return (*(name for name in SPLITS if name in found), "all")
+        """The splits that the table names, or that its rows are divided into."""
+        if not config.split_column:
+            return splits_of(config, [])
+        found = {_split_of(row, config) for row in _rows(config)}
+        return (*(name for name in PARTS if name in found), "all")
 
-    def _look(self, names: list[str]) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-        """{name: (H, W)} of the files that are images, {name: reason} of the others."""
-
-        def look(name: str) -> tuple[int, int] | str:
-            try:
-                return image_size(read_bytes(self.root / name, self.limits), self.limits)
-            except UnreadableError as refusal:
-                return str(refusal)
-
-        unique = sorted(set(names))
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            found = dict(zip(unique, pool.map(look, unique), strict=True))
-        sizes = {name: size for name, size in found.items() if not isinstance(size, str)}
-        return sizes, {name: reason for name, reason in found.items() if isinstance(reason, str)}
-
-    def _label(self, rows: list[Row], table: list[Row], config: Any) -> None:
-        """Classes are those of the whole table, so that every split numbers them alike."""
-        if not config.label_column:
-            self.labels, self.classes = None, []
-            return
-        self.classes = sorted({row[config.label_column] for row in table})
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        self.labels = np.array([numbers[row[config.label_column]] for row in rows], dtype=np.int64)
+    def encoded(self, i: int) -> bytes:
+        """The file's content."""
+        return read_bytes(self.root / self.names[i], self.limits)
 
 
-def read_table(config: Any) -> list[Row]:
-    """The rows of the table that have a path.
+def _columns(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
-    Raises:
-        ValueError: no such file, no CSV, or a column is missing.
-    """
-    if not config.path:
-        raise ValueError("data.path: expected a CSV file")
-    try:
-        with open(config.path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or [])
-            rows = [row for row in reader if row.get(config.column)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"data.path: {config.path} cannot be read as CSV: {error}") from error
-    for setting in ("column", "label_column", "split_column"):
-        wanted = getattr(config, setting)
-        if wanted and wanted not in columns:
-            raise ValueError(f"data.{setting}: {config.path} has no column {wanted!r} (columns: {', '.join(columns)})")
+
+def _rows(config: Any) -> list[Row]:
+    """The rows of the table that have a path."""
+    settings = {
+        "column": [config.column],
+        "label_column": _columns(config.label_column),
+        "split_column": _columns(config.split_column),
+    }
+    rows = [row for row in read_table(config.path, settings) if row[config.column]]
     if not rows:
         raise ValueError(f"data.path: {config.path} lists no images")
     return rows
 
 
+def _labels(table: list[Row], config: Any) -> tuple[Labels | None, list[str]]:  # [N] or [N, C], the class names
+    columns = _columns(config.label_column)
+    if len(columns) > 1:
+        return columns_of_classes(table, columns), columns
+    if not columns:
+        return None, []
+    cells = [row[columns[0]] for row in table]
+    return several_classes(cells, config.label_separator) if config.label_separator else class_numbers(cells)
+
+
+def _chosen(
+    rows: list[Row],
+    split: str,
+    labels: Labels | None,  # [N] or [N, C]
+    config: Any,
+) -> Any:  # numbers of the rows in the split
+    if config.split_column:
+        return np.array([i for i, row in enumerate(rows) if split in ("all", _split_of(row, config))], dtype=np.int64)
+    single = labels if labels is not None and labels.ndim == 1 else None
+    return chosen_rows(config, split, {"train": np.arange(len(rows))}, single, len(rows))
+
+
 def _split_of(row: Row, config: Any) -> str:
-    split = row[config.split_column] if config.split_column else "train"
-    if split not in SPLITS:
+    split = row[config.split_column]
+    if split not in PARTS:
         raise ValueError(f"data.split_column: expected train, val or test in {config.path}, got {split!r}")
     return split
-
-
-def _quarantine_path(config: Any) -> Path:
-    name = hashlib.sha256(str(Path(config.path).resolve()).encode(errors="replace")).hexdigest()[:16]
-    return Path(config.quarantine) if config.quarantine else cache_folder() / name / "quarantine.jsonl"

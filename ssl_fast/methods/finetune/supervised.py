@@ -82,8 +82,9 @@ class Supervised(Method):
         return {"h": h.requires_grad_(torch.is_grad_enabled())}  # a leaf: whoever asks for its gradient gets one
 
     def loss(self, embeddings: dict[str, Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
-        if batch.labels is None:
-            raise ValueError("data: expected a data set with labels for method=supervised, got one without")
+        if batch.labels is None or batch.labels.ndim != 1:
+            got = "none" if batch.labels is None else "several"
+            raise ValueError(f"data: expected a data set with labels for method=supervised, one a sample, got {got}")
         logits = self.head(embeddings["h"]).float()  # [N, C]
         losses = F.cross_entropy(logits, batch.labels, label_smoothing=self.config.label_smoothing, reduction="none")
         with torch.no_grad():

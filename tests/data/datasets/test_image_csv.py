@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ssl_fast.data.datasets import open_dataset, splits
 from ssl_fast.data.datasets.image_csv import ImageCSV
+from ssl_fast.data.loader import Loader, LoaderConfig
+from ssl_fast.data.views import View
 
 Config = ImageCSV.Config
+ONE_BATCH: Any = {"batch_size": 3, "seed": 0, "shuffle": False, "drop_last": False}
 
 
 @pytest.fixture
@@ -75,3 +79,72 @@ def test_errors_name_the_setting(config: Config, tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("file\n")
     with pytest.raises(ValueError, match=r"lists no images"):
         open_dataset(replace(config, path=str(tmp_path / "empty.csv")), "all")
+
+
+def rewritten(config: Config, name: str, tmp_path: Path) -> Config:
+    """The same table as TSV or parquet."""
+    lines = [line.split(",") for line in (tmp_path / "t.csv").read_text(encoding="utf-8-sig").splitlines()]
+    if name.endswith(".tsv"):
+        (tmp_path / name).write_text("".join("\t".join(cells) + "\n" for cells in lines))
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        columns = dict(zip(lines[0], zip(*lines[1:], strict=True), strict=True))
+        parquet.write_table(
+            pyarrow.table({k: list(v) for k, v in columns.items()} | {"other": list(range(7))}), tmp_path / name
+        )
+    return replace(config, path=str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["t.tsv", "t.parquet"])
+def test_other_tables_are_read_alike(config: Config, name: str, tmp_path: Path) -> None:
+    config = replace(config, label_column="kind", split_column="part")
+    other = rewritten(config, name, tmp_path)
+    assert splits(other) == splits(config)
+    for split in splits(config):
+        ours, theirs = open_dataset(other, split), open_dataset(config, split)
+        assert ours.names == theirs.names and ours.classes == theirs.classes
+        assert ours.labels is not None and theirs.labels is not None and np.array_equal(ours.labels, theirs.labels)
+    with pytest.raises(ValueError, match=r"data.label_column: .* has no column 'none' \(columns: file, kind, part"):
+        open_dataset(replace(other, label_column="none"))
+
+
+def test_damaged_and_missing_tables(config: Config, tmp_path: Path) -> None:
+    for name in ("x.parquet", "x.tsv"):
+        with pytest.raises(ValueError, match=r"data.path: .* cannot be read as (parquet|TSV)"):
+            open_dataset(replace(config, path=str(tmp_path / name)))
+    (tmp_path / "x.parquet").write_bytes(b"no table")
+    with pytest.raises(ValueError, match=r"data.path: .* cannot be read as parquet"):
+        open_dataset(replace(config, path=str(tmp_path / "x.parquet")))
+
+
+def test_several_labels_in_a_cell_or_in_columns(config: Config, tmp_path: Path) -> None:
+    rows = ["0.png,cat|dog,1,0", "1.png,,0,", "2.png,dog,0,1"]
+    (tmp_path / "t.csv").write_text("file,kinds,cat,dog\n" + "\n".join(rows) + "\n")
+    cell = open_dataset(replace(config, label_column="kinds", label_separator="|"))
+    assert cell.classes == ["cat", "dog"]
+    assert cell.labels is not None and cell.labels.tolist() == [[1, 1], [0, 0], [0, 1]]
+    columns = open_dataset(replace(config, label_column="dog, cat"))
+    assert columns.classes == ["dog", "cat"]
+    assert columns.labels is not None and columns.labels.tolist() == [[0, 1], [0, 0], [1, 0]]
+    batch = next(Loader(columns, [View(size=4)], LoaderConfig("torchvision", 0), **ONE_BATCH).epoch(0))
+    assert batch.labels is not None and batch.labels.tolist() == [[0, 1], [0, 0], [1, 0]]
+    (tmp_path / "t.csv").write_text("file,kinds,cat,dog\n0.png,x,2,0\n")
+    with pytest.raises(ValueError, match=r"data.label_column: expected 0 or 1 in column 'cat', got '2'"):
+        open_dataset(replace(config, label_column="dog,cat"))
+
+
+def test_rows_without_a_split_column_are_divided(config: Config, tmp_path: Path) -> None:
+    rows = [f"{i % 6}.png,{i % 2}" for i in range(40)]
+    (tmp_path / "t.csv").write_text("file,kind\n" + "\n".join(rows) + "\n")
+    config = replace(config, label_column="kind", test_fraction=0.25, num_folds=3, fold=1)
+    assert splits(config) == ("train", "val", "test", "all")
+    parts = [open_dataset(config, split) for split in ("train", "val", "test")]
+    assert [len(part) for part in parts] == [20, 10, 10]
+    assert [np.bincount(part.labels).tolist() for part in parts] == [[10, 10], [5, 5], [5, 5]]  # type: ignore[arg-type]
+
+
+def test_the_headers_are_looked_at_once(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = open_dataset(config)
+    monkeypatch.setattr("ssl_fast.data.scan._look_at_all", lambda *_: pytest.fail("looked at again"))
+    assert open_dataset(config).fingerprint() == first.fingerprint()
