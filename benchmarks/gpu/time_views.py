@@ -105,7 +105,7 @@ def torchvision(job: Job, images: Tensor) -> Step:
 
 
 def kornia(job: Job, images: Tensor) -> Step:
-    import kornia.augmentation as K  # noqa: N812
+    import kornia.augmentation as K
 
     size, s, blur = job[3] or (224, 1.0, 0.5)
     operations: list[Any] = [
