@@ -81,7 +81,7 @@ class BatchMaker(TorchDataset[Parts]):
             table = draw(self.engine.views, job.seed, job.epoch, job.index, dataset.sizes[found])
         return images, found, on_smaller(table, dataset.sizes[found], images)
 
-    def batch(self, job: Job, pin: bool) -> Batch:
+    def batch(self, job: Job, pin: bool = False) -> Batch:
         """The job's batch, in pinned memory if wanted."""
         views, labels, index, seconds = self[job]
         batch = Batch(views, labels, index, seconds=seconds)
