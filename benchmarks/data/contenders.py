@@ -229,7 +229,7 @@ def ssl_fast_files(job: str, folder: Any, threads: int) -> Step:
     from ssl_fast.data.loader import Loader, LoaderConfig
 
     dataset = ImageFolder(ImageFolder.Config(root=str(folder), test_fraction=0.0), "train")
-    config = LoaderConfig("fused", workers=0 if threads == 1 else threads)
+    config = LoaderConfig("fused", workers=0 if threads == 1 else threads, start_method="thread")
     options = {"batch_size": 16, "seed": 0, "shuffle": True, "drop_last": False}
     loader = Loader(dataset, simclr(), config, **options)  # type: ignore[arg-type]
     epoch = iter(range(1 << 30))

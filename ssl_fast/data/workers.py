@@ -93,20 +93,20 @@ def in_process(maker: BatchMaker, pin: bool) -> Source:
     return lambda jobs: (maker.batch(job, pin) for job in jobs)
 
 
-def ahead(make: Callable[[Job], Made], prefetch: int) -> Callable[[list[Job]], Iterator[Made]]:
-    """What a thread of this process makes of jobs, `prefetch` ahead: for what works without Python's lock.
+def ahead(make: Callable[[Job], Made], prefetch: int, threads: int = 1) -> Callable[[list[Job]], Iterator[Made]]:
+    """What threads of this process make of jobs, `prefetch` ahead: for what works without Python's lock.
 
     What is left of an epoch that was given up is not made.
     """
-    thread = ThreadPoolExecutor(1, thread_name_prefix="ssl_fast.data")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="ssl_fast.data")
 
     def source(jobs: list[Job]) -> Iterator[Made]:
         remaining = iter(jobs)
-        running = deque(thread.submit(make, job) for job in islice(remaining, prefetch))
+        running = deque(pool.submit(make, job) for job in islice(remaining, prefetch))
         try:
             while running:
                 made = running.popleft().result()
-                running.extend(thread.submit(make, job) for job in islice(remaining, 1))
+                running.extend(pool.submit(make, job) for job in islice(remaining, 1))
                 yield made
         finally:
             for future in running:

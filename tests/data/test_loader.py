@@ -91,8 +91,9 @@ def test_workers_change_no_bit(whole, workers):
     source.close()
 
 
-def test_forkserver_workers_change_no_bit(whole):
-    source = loader(workers=1, start_method="forkserver")
+@pytest.mark.parametrize(("method", "workers"), [("forkserver", 1), ("thread", 1), ("thread", 3)])
+def test_other_workers_change_no_bit(whole, method, workers):
+    source = loader(workers=workers, start_method=method)
     assert by_sample(source.epoch(3)) == by_sample(whole)
     source.close()
 
@@ -273,7 +274,7 @@ def test_automatic_workers(monkeypatch, engine):
         ({"batch_size": 2, "world_size": 3}, "batch_size: expected at least one sample for each of 3 ranks"),
         ({"rank": 2, "world_size": 2}, "rank: expected 0 <= rank < 2, got 2"),
         ({"workers": -2}, "workers, prefetch: expected"),
-        ({"start_method": "spawn"}, "start_method: expected 'fork' or 'forkserver', got 'spawn'"),
+        ({"start_method": "spawn"}, "start_method: expected one of fork, forkserver, thread, got 'spawn'"),
         (
             {"dataset": ArrayDataset(np.zeros((0, 8, 8, 3), np.uint8), None, [], ((0.5,), (0.5,)))},
             "at least one sample",
