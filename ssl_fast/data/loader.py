@@ -47,8 +47,8 @@ class LoaderConfig:
         prefetch: batches that each worker, or that thread, makes ahead.
         start_method: of workers: "fork", "forkserver" or "thread". A forked worker shares the images in memory and
             starts at once; it never touches CUDA, and runs on one thread, which is what makes forking a process with
-            threads safe here. Threads send nothing between processes: with the fused engine, which works without Python's
-            lock, two of them are faster than two processes by half on JPEG files.
+            threads safe here. Threads send nothing between processes: with the fused engine, which works without
+            Python's lock, two of them are faster than two processes by half on JPEG files.
     """
 
     engine: str = "auto"
