@@ -109,9 +109,9 @@ def book() -> str:
     parts = [
         "# Benchmarks",
         "Made from `benchmarks/results/*.csv` by `python -m benchmarks.tables`; `make bench` measures the ops anew."
-        "\nEvery table is one run (`pretrain`: one run a row): contenders take turns, times are percentiles of rounds."
-        "\nHow each file was measured stands at the head of the script of its name in `benchmarks/`; what was tried and"
-        "\nleft is in [NOTES.md](../benchmarks/NOTES.md).",
+        "\nAn op at one size is one run (`pretrain`: one run a row): contenders take turns, times are percentiles over"
+        "\nrounds. How each file was measured stands at the head of the script of its name in `benchmarks/`; what was"
+        "\ntried and left is in [NOTES.md](../benchmarks/NOTES.md).",
     ]
     for path in sorted(RESULTS.glob("*.csv")):
         rows = rows_of(path.stem)

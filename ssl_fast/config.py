@@ -178,11 +178,11 @@ def _sentence(error: Exception, schema: type, groups: Mapping[str, Mapping[str, 
 
 
 def _unknown_key(key: str, schema: type, groups: Mapping[str, Mapping[str, type]]) -> str:
-    known = _keys(schema)
+    known = {*_keys(schema)}
     for group, options in groups.items():
-        for node in options.values():
-            known += [f"{group}.{name}" for name in _keys(node)]
-    close = difflib.get_close_matches(key, known, n=2, cutoff=0.5)
+        for node in options.values():  # they share names
+            known |= {f"{group}.{name}" for name in _keys(node)}
+    close = difflib.get_close_matches(key, sorted(known), n=2, cutoff=0.5)
     guess = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
     return f"no setting {key!r}{guess} (--help lists them all)"
 

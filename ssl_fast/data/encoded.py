@@ -23,6 +23,7 @@ from ssl_fast.data.cache import cache_folder
 from ssl_fast.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset, Image
 from ssl_fast.data.decode import Limits, decode
 from ssl_fast.data.decoded import DecodedCache
+from ssl_fast.data.parts import PartsConfig
 from ssl_fast.data.quarantine import Quarantine
 
 _log = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ _GREY_MEAN, _GREY_STD = 0.459, 0.226  # luma of ImageNet's mean; mean of its dev
 
 
 @dataclass
-class EncodedConfig:
-    """How encoded images are read.
+class EncodedConfig(PartsConfig):
+    """How encoded images are read; and divided: `PartsConfig`.
 
     Args:
         color: three channels; False makes one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,27 @@ from numpy.typing import NDArray
 from ssl_fast.data.splits import Rows, hold_out, limited, split_rows
 
 PARTS = ("train", "val", "test")
+
+
+@dataclass
+class PartsConfig:
+    """How a pool of samples is divided.
+
+    Args:
+        val_fraction, test_fraction: shares held out where no folder, shard or column says so, seeded and stratified by
+            single labels.
+        fold, num_folds: cross-validation instead of val_fraction: "val" is fold `fold`, "train" the others.
+        limit, limit_test: keep so many training, test images, the first after a seeded shuffle; 0 keeps all.
+        split_seed: seed of the hold-outs, the folds and the limits.
+    """
+
+    val_fraction: float = 0.0
+    test_fraction: float = 0.0
+    fold: int = 0
+    num_folds: int = 0
+    limit: int = 0
+    limit_test: int = 0
+    split_seed: int = 0
 
 
 def part_rows(names: Sequence[str]) -> dict[str, Rows]:

@@ -34,10 +34,6 @@ class HFDataset(EncodedDataset):
             column: of the images (a feature `Image`, or the encoded bytes).
             label_column: of the classes (a `ClassLabel`, numbers or names); "" for none.
             scan: "header" looks at the sizes of all images, the first time; "full" decodes every one.
-            val_fraction, test_fraction: shares held out where there are no such splits, seeded and stratified.
-            fold, num_folds: cross-validation instead of val_fraction: "val" is fold `fold`, "train" the others.
-            limit, limit_test: keep so many training, test images, the first after a seeded shuffle; 0 keeps all.
-            split_seed: seed of the hold-outs, the folds and the limits.
         """
 
         name: str = "hf_dataset"
@@ -45,13 +41,6 @@ class HFDataset(EncodedDataset):
         column: str = "image"
         label_column: str = ""
         scan: str = "header"
-        val_fraction: float = 0.0
-        test_fraction: float = 0.0
-        fold: int = 0
-        num_folds: int = 0
-        limit: int = 0
-        limit_test: int = 0
-        split_seed: int = 0
 
     def __init__(self, config: Any, split: str) -> None:
         if config.scan not in ("full", "header"):

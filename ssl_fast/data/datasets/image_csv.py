@@ -35,10 +35,6 @@ class ImageCSV(EncodedDataset):
                 labels are then [N, C].
             label_separator: what stands between the classes of a cell ("|"): labels are [N, C] of 0 and 1.
             split_column: of the words train, val and test; "" makes every row "train", less the shares below.
-            val_fraction, test_fraction: shares held out without split_column, seeded and stratified by single labels.
-            fold, num_folds: cross-validation instead of val_fraction: "val" is fold `fold`, "train" the others.
-            limit, limit_test: keep so many training, test images, the first after a seeded shuffle; 0 keeps all.
-            split_seed: seed of the hold-outs, the folds and the limits.
         """
 
         name: str = "image_csv"
@@ -48,13 +44,6 @@ class ImageCSV(EncodedDataset):
         label_column: str = ""
         label_separator: str = ""
         split_column: str = ""
-        val_fraction: float = 0.0
-        test_fraction: float = 0.0
-        fold: int = 0
-        num_folds: int = 0
-        limit: int = 0
-        limit_test: int = 0
-        split_seed: int = 0
 
     def __init__(self, config: Any, split: str) -> None:
         table = _rows(config)

@@ -32,23 +32,13 @@ class ImageFolder(EncodedDataset):
             root: the folder.
             labelled: class folders are classes; False ignores them.
             scan: "full" decodes every file once, the first time; "header" only looks at sizes.
-            val_fraction, test_fraction: shares held out where there are no such folders, seeded and stratified.
-            fold, num_folds: cross-validation instead of val_fraction: "val" is fold `fold`, "train" the others.
-            limit, limit_test: keep so many training, test images, the first after a seeded shuffle; 0 keeps all.
-            split_seed: seed of the hold-outs, the folds and the limits.
         """
 
         name: str = "image_folder"
         root: str = ""
         labelled: bool = True
         scan: str = "full"
-        val_fraction: float = 0.0
         test_fraction: float = 0.1
-        fold: int = 0
-        num_folds: int = 0
-        limit: int = 0
-        limit_test: int = 0
-        split_seed: int = 0
 
     def __init__(self, config: Any, split: str) -> None:
         if config.scan not in ("full", "header"):

@@ -35,10 +35,6 @@ class TarShards(EncodedDataset):
             label: "cls", "json" or "txt": the file that holds a sample's class; "auto" takes cls, else json; "none".
             label_key: the class's name in the .json file.
             scan: "header" looks at the sizes of all images, the first time; "full" decodes every one.
-            val_fraction, test_fraction: shares held out where there are no such folders, seeded and stratified.
-            fold, num_folds: cross-validation instead of val_fraction: "val" is fold `fold`, "train" the others.
-            limit, limit_test: keep so many training, test images, the first after a seeded shuffle; 0 keeps all.
-            split_seed: seed of the hold-outs, the folds and the limits.
         """
 
         name: str = "tar_shards"
@@ -46,13 +42,6 @@ class TarShards(EncodedDataset):
         label: str = "auto"
         label_key: str = "label"
         scan: str = "header"
-        val_fraction: float = 0.0
-        test_fraction: float = 0.0
-        fold: int = 0
-        num_folds: int = 0
-        limit: int = 0
-        limit_test: int = 0
-        split_seed: int = 0
 
     def __init__(self, config: Any, split: str) -> None:
         if config.scan not in ("full", "header"):
