@@ -24,6 +24,7 @@ class Method(nn.Module):
         group: the process group whose ranks share the global batch; None for one process.
         find_unused_parameters: some steps leave parameters out of the graph, which DDP has to be told.
         may_collapse: rows that all agree are an alarm (not so for features of a classifier).
+        collapse_cause: what to look at first when they do, for the warning.
         stacked_views: run views of equal size as one batch through a network (faster; batch statistics are then
             those of all views together).
     """
@@ -32,6 +33,7 @@ class Method(nn.Module):
     stacked_views: bool = True
     find_unused_parameters: bool = False
     may_collapse: bool = True
+    collapse_cause: str = "lower the learning rate or check the views"
     group: Any = None
 
     def __init__(self, config: Any, backbone: Backbone) -> None:
@@ -43,6 +45,25 @@ class Method(nn.Module):
     def views(config: Any) -> tuple[View, ...]:
         """The views that the loader must make of every image, in the order of `Batch.views`."""
         raise NotImplementedError
+
+    def extras(self, batch: Batch, key: int) -> dict[str, Tensor]:
+        """Random per-sample rows that a step needs (masks), each [N, ...]; they join `batch.extras`.
+
+        Called once for each step, on the device and before the batch is cut into microbatches. They should be a
+        function of `key` and `batch.index`, so that neither ranks nor microbatches change them.
+
+        Args:
+            key: a function of the run's seed and the step, the same on all ranks.
+        """
+        return {}
+
+    def group_options(self, name: str, parameter: nn.Parameter) -> dict[str, Any]:
+        """How a parameter is optimised otherwise than the rest, by its name.
+
+        Keys: "lr_scale" multiplies the learning rate; "fixed_lr" (bool) keeps it at its base, without warm-up and
+        cosine; "decay" (bool) overrules which parameters decay (those of two and more dimensions).
+        """
+        return {}
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Per-sample rows that need a gradient, each [N, ...]; may be called again on the same rows.

@@ -1,6 +1,6 @@
 """The optimiser of a method: which one, its hyper-parameters, and its parameter groups."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ class OptimizerConfig:
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-4
+    final_weight_decay: float | None = None  # where a cosine from weight_decay ends; None: it is constant
     trust_coefficient: float = 0.001
     sam_rho: float = 0.0  # 0: without SAM
     sam_adaptive: bool = False  # ASAM
@@ -32,19 +33,49 @@ class OptimizerConfig:
     centralize: bool = False  # gradient centralisation
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: weights, which decay, and biases and norms (one-dimensional), which do not.
+Options = Callable[[str, nn.Parameter], dict[str, Any]]
 
-    The second carries `adapt=False`: LARS leaves its learning rate alone, as SimCLR and BYOL do.
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], weight_decay: float, options: Options | None = None
+) -> list[dict[str, Any]]:
+    """Weights, which decay, and biases and norms (one-dimensional), which do not; apart where `options` differ.
+
+    A group that does not decay carries `adapt=False`: LARS leaves its learning rate alone, as SimCLR and BYOL do.
+
+    Args:
+        options: of a parameter by its name: "lr_scale", "fixed_lr" (both read by `scheduled_`), "decay" (bool).
+
+    Raises:
+        ValueError: an option of another name.
     """
-    trained = [p for _, p in named if p.requires_grad]
-    weights = [p for p in trained if p.ndim > 1]
-    others = [p for p in trained if p.ndim <= 1]
-    groups = [
-        {"params": weights, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0, "adapt": False},
-    ]
-    return [group for group in groups if group["params"]]
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        own = options(name, parameter) if options else {}
+        if unknown := own.keys() - {"lr_scale", "fixed_lr", "decay"}:
+            raise ValueError(f"options of {name}: expected lr_scale, fixed_lr or decay, got {min(unknown)!r}")
+        decay = own.get("decay", parameter.ndim > 1)
+        kept = {key: value for key, value in own.items() if key != "decay"}
+        fresh = {"params": [], "weight_decay": weight_decay if decay else 0.0, "decays": decay, **kept}
+        fresh |= {} if decay else {"adapt": False}
+        groups.setdefault((not decay, *sorted(kept.items())), fresh)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups, key=repr)]
+
+
+def scheduled_(optimizer: torch.optim.Optimizer, lr: float, base_lr: float, weight_decay: float) -> None:
+    """Sets the learning rate and the decay of every group for the step to come.
+
+    Args:
+        lr: of groups that follow the schedule; times their "lr_scale".
+        base_lr: of groups with "fixed_lr".
+        weight_decay: of groups that decay.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = (base_lr if group.get("fixed_lr") else lr) * group.get("lr_scale", 1.0)
+        if group["decays"]:
+            group["weight_decay"] = weight_decay
 
 
 def build_optimizer(
@@ -53,15 +84,17 @@ def build_optimizer(
     lr: float,
     *,
     freeze: Iterable[nn.Module] = (),
+    options: Options | None = None,
 ) -> torch.optim.Optimizer:
     """The optimiser over `parameter_groups(named)` at learning rate `lr`, with what the configuration puts around it.
 
     From the inside out: SAM, gradient centralisation (of both of SAM's passes), Lookahead.
 
     Args:
+        options: see `parameter_groups`.
         freeze: modules whose batch statistics SAM's second pass does not record.
     """
-    groups = parameter_groups(named, config.weight_decay)
+    groups = parameter_groups(named, config.weight_decay, options)
     if config.sam_rho > 0:
         from ssl_fast.optim.sam import SAM
 

@@ -74,14 +74,17 @@ class Step:
                 find_unused_parameters=method.find_unused_parameters,
             )
 
-    def __call__(self, batch: Batch, progress: float, seed: int) -> StepOutcome:
+    def __call__(self, batch: Batch, progress: float, key: int) -> StepOutcome:
         """One step on this rank's rows of the global batch.
 
         Args:
             progress: share of all steps done, in [0, 1].
-            seed: of dropout and drop path; a function of the step, so that a resumed run draws the same.
+            key: of all that is random in it; a function of the run's seed and the step, so that a resumed run draws
+                the same. Dropout and drop path differ between ranks.
         """
         self.method.before_step(progress)
+        batch.extras |= self.method.extras(batch, key)
+        seed = key ^ distributed.rank()
         outcomes: list[StepOutcome] = []
 
         def closure() -> Tensor:

@@ -21,7 +21,7 @@ from ssl_fast.data import meter
 from ssl_fast.data.loader import Loader
 from ssl_fast.data.views import Batch
 from ssl_fast.methods.base import Method
-from ssl_fast.optim.config import build_optimizer
+from ssl_fast.optim.config import build_optimizer, scheduled_
 from ssl_fast.optim.schedule import scaled_lr, warmup_cosine
 from ssl_fast.train.checkpoint import Checkpoints
 from ssl_fast.train.precision import choose_precision
@@ -102,7 +102,11 @@ class Trainer:
         self.optimizer_config = method.config.optimizer
         self.base_lr = scaled_lr(self.optimizer_config.lr, config.batch_size, self.optimizer_config.lr_scaling)
         self.optimizer = build_optimizer(
-            self.optimizer_config, self.method.named_parameters(), self.base_lr, freeze=[self.method]
+            self.optimizer_config,
+            self.method.named_parameters(),
+            self.base_lr,
+            freeze=[self.method],
+            options=self.method.group_options,
         )
         self.stopwatch = Stopwatch(self.device)
         self.step_runner = Step(
@@ -234,20 +238,25 @@ class Trainer:
         raise Interrupted(signals.received or signal.SIGTERM)
 
     def _one_step(self, batch: Batch) -> StepOutcome:
+        self._schedule()
+        batch = batch.to(self.device, non_blocking=True)
+        key = (self.config.seed << 40) ^ (self.step << 8)
+        outcome = self.step_runner(batch, self.step / self.total_steps, key)
+        self.step += 1
+        return outcome
+
+    def _schedule(self) -> None:
+        config, steps = self.optimizer_config, len(self.loader)
         lr = warmup_cosine(
             self.step,
             self.total_steps,
-            warmup=min(round(self.optimizer_config.warmup_epochs * len(self.loader)), self.total_steps),
+            warmup=min(round(config.warmup_epochs * steps), self.total_steps),
             base=self.base_lr,
-            final=self.base_lr * self.optimizer_config.final_lr,
+            final=self.base_lr * config.final_lr,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        batch = batch.to(self.device, non_blocking=True)
-        seed = (self.config.seed << 40) ^ (self.step << 8) ^ distributed.rank()
-        outcome = self.step_runner(batch, self.step / self.total_steps, seed)
-        self.step += 1
-        return outcome
+        last = config.weight_decay if config.final_weight_decay is None else config.final_weight_decay
+        decay = warmup_cosine(self.step, self.total_steps, 0, config.weight_decay, last)
+        scheduled_(self.optimizer, lr, self.base_lr, decay)
 
     def _due(self) -> bool:
         every = self.config.checkpoint_steps
@@ -261,9 +270,10 @@ class Trainer:
         values["embedding_std"] = embedding_std(outcome.watched)
         if self.method.may_collapse and values["embedding_std"] < COLLAPSED_STD and distributed.rank() == 0:
             log.warning(
-                "step %d: the embeddings are collapsing (std %.3f of 1): lower the learning rate or check the views",
+                "step %d: the embeddings are collapsing (std %.3f of 1): %s",
                 self.step,
                 values["embedding_std"],
+                self.method.collapse_cause,
             )
         times, spent = self.stopwatch.collect(), self.loader.collect()
         total = sum(times.values()) or 1.0
