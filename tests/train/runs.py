@@ -17,11 +17,14 @@ from ssl_fast.models.backbone import BackboneConfig, build_backbone
 from ssl_fast.train.checkpoint import Checkpoints
 from ssl_fast.train.trainer import TrainConfig, Trainer
 
-METHODS = ("simclr", "moco", "byol")
+METHODS = ("simclr", "moco", "byol", "swav", "dino")
 SMALL = {
     "simclr": {"hidden_dim": 16, "dim": 8},
     "moco": {"hidden_dim": 16, "dim": 8, "queue_size": 50},
     "byol": {"hidden_dim": 16, "dim": 8},
+    "swav": {"hidden_dim": 16, "dim": 8, "num_prototypes": 12, "num_local": 2, "queue_size": 20, "queue_start": 0.4}
+    | {"freeze_prototypes": 0.1},
+    "dino": {"hidden_dim": 16, "bottleneck_dim": 8, "num_prototypes": 12, "num_local": 2, "freeze_last_layer": 0.1},
 }
 
 
