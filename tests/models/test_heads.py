@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_fast.models.heads import mlp
+from ssl_fast.models.heads import DINOHead, mlp
 
 
 def layers(head: nn.Sequential) -> str:
@@ -53,3 +53,18 @@ def test_group_norm_makes_rows_independent():
 def test_refusals(sizes, norm, message):
     with pytest.raises(ValueError, match=message):
         mlp(sizes, norm=norm)
+
+
+def test_dino_head_has_unit_rows_and_the_papers_layers():
+    head = DINOHead(12, hidden_dim=16, bottleneck_dim=8, num_prototypes=20)
+    rows = head(torch.randn(5, 12))
+    assert rows.shape == (5, 8) and head.prototypes.shape == (20, 8)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(5))
+    assert [type(layer) for layer in head.layers] == [nn.Linear, nn.GELU, nn.Linear, nn.GELU, nn.Linear]
+    assert head.layers[0].weight.std().item() == pytest.approx(0.02, rel=0.2) and not head.layers[0].bias.any()
+    normed = DINOHead(12, hidden_dim=16, bottleneck_dim=8, num_prototypes=20, num_layers=2, norm="batch")
+    assert [type(layer) for layer in normed.layers] == [nn.Linear, nn.BatchNorm1d, nn.GELU, nn.Linear]
+    with pytest.raises(ValueError, match="num_layers must be at least 1"):
+        DINOHead(12, num_layers=0)
+    with pytest.raises(ValueError, match="norm must be one of"):
+        DINOHead(12, norm="layer")

@@ -13,16 +13,22 @@ from ssl_fast.data.dataset import ArrayDataset
 from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.data.views import Batch
 from ssl_fast.methods.base import Method
-from ssl_fast.models.backbone import BackboneConfig, build_backbone
+from ssl_fast.models.backbone import Backbone, BackboneConfig, build_backbone
 from ssl_fast.train.checkpoint import Checkpoints
 from ssl_fast.train.trainer import TrainConfig, Trainer
 
-METHODS = ("simclr", "moco", "byol")
+METHODS = ("simclr", "moco", "byol", "dinov2", "mae")
 SMALL = {
     "simclr": {"hidden_dim": 16, "dim": 8},
     "moco": {"hidden_dim": 16, "dim": 8, "queue_size": 50},
     "byol": {"hidden_dim": 16, "dim": 8},
-}
+    "dinov2": {
+        "num_prototypes": 32, "hidden_dim": 16, "bottleneck_dim": 8, "freeze_prototypes": 0.2, "num_local": 2,
+        "local_size": 8,
+    },
+    "mae": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
+}  # fmt: skip
+TRANSFORMERS = ("dinov2", "mae")
 
 
 def pictures(count: int = 60, side: int = 16) -> ArrayDataset:
@@ -59,12 +65,22 @@ class Losses:
 
 def make_method(name: str, /, norm: str = "group", *, dtype: torch.dtype = torch.float32, **optimizer: Any) -> Method:
     cls = find("ssl_fast.methods.pretrain", name)
-    config = cls.Config(**SMALL[name], norm=norm)
+    config = cls.Config(**SMALL[name])
+    if hasattr(config, "norm"):
+        config.norm = norm
     config.view = replace(config.view, size=16, blur=0.0)
     config.optimizer = replace(config.optimizer, warmup_epochs=0, **optimizer)
     torch.manual_seed(0)
-    backbone = build_backbone(BackboneConfig("resnet18", cifar_stem=True, width=8, depth="1,1,1,1", norm=norm))
-    return cls(config, backbone).to(dtype)
+    return cls(config, small_backbone(name, norm)).to(dtype)
+
+
+def small_backbone(method: str, norm: str) -> Backbone:
+    """The smallest network that the method takes."""
+    if method not in TRANSFORMERS:
+        return build_backbone(BackboneConfig("resnet18", cifar_stem=True, width=8, depth="1,1,1,1", norm=norm))
+    backbone = build_backbone(BackboneConfig("test_vit", image_size=16, patch_size=4))
+    del backbone.model.blocks[2:]
+    return backbone
 
 
 def make_trainer(
