@@ -41,10 +41,10 @@ def block_masks(
     """Masks made of blocks: True where a patch is hidden.
 
     A view is masked with `probability`; then round(P u) of its patches are, u uniform in `ratio`, exactly: blocks are
-    laid one after the other until there are so many, and the last one is cut, from below or from above. A block's area is
-    uniform between `smallest` and that number, the logarithm of its height / width between those of `aspect` and
-    1 / aspect. (The papers' loop shrinks blocks and tries again to meet the number, and may miss it by a few patches;
-    DINOv2 masks exactly half of a batch, with ratios spread evenly over it.)
+    laid one after the other until there are so many, and the last one is cut, from below or from above. The area of a
+    block is uniform between `smallest` and that number, the logarithm of its height / width between those of `aspect`
+    and 1 / aspect. (The papers' loop shrinks blocks and tries again to meet the number, and may miss it by a few
+    patches; DINOv2 masks exactly half of a batch, with ratios spread evenly over it.)
 
     Args:
         grid: rows and columns of patches; P is their product.

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 
-
 def sincos_positions(
     grid: tuple[int, int],
     dim: int,
@@ -57,9 +56,7 @@ class MAEDecoder(nn.Module):
         self.embed = nn.Linear(in_features, dim)
         self.mask_token = nn.Parameter(torch.empty(dim))
         self.register_buffer("positions", sincos_positions(grid, dim), persistent=False)  # [P, D]
-        self.blocks = nn.Sequential(
-            *(Block(dim, num_heads, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth))
-        )
+        self.blocks = nn.Sequential(*(Block(dim, num_heads, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth)))
         self.norm = LayerNorm(dim)  # timm's eps is 1e-6
         self.pixels = nn.Linear(dim, num_pixels)
         nn.init.normal_(self.mask_token, std=0.02)

@@ -107,10 +107,7 @@ def gather_rows(
 
 def _blocks(vit: Any, x: Tensor, rope: Tensor | None) -> Tensor:
     for number, block in enumerate(vit.blocks):
-        if rope is None:
-            x = block(x)
-        else:
-            x = block(x, rope=rope[number] if vit.rope_mixed else rope)
+        x = block(x) if rope is None else block(x, rope=rope[number] if vit.rope_mixed else rope)
     return x
 
 

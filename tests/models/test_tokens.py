@@ -108,14 +108,14 @@ def test_several_sizes() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="mae needs a vision transformer of timm .*, got resnet18"):
+    with pytest.raises(ValueError, match=r"mae needs a vision transformer of timm .*, got resnet18"):
         check_transformer(build_backbone(BackboneConfig("resnet18")), "mae")
     with pytest.raises(ValueError, match="needs a vision transformer"):
         check_transformer(build_backbone(BackboneConfig("swin_tiny_patch4_window7_224")), "mae")
     with pytest.raises(ValueError, match="dinov2 needs a class token, and test_vit2 has none"):
         check_transformer(build("test_vit2")[0], "dinov2", class_token=True)
     backbone, images = build("vit_tiny")
-    with pytest.raises(ValueError, match="takes 32x32 pixels, got 16x16; set backbone.image_size"):
+    with pytest.raises(ValueError, match=r"takes 32x32 pixels, got 16x16; set backbone\.image_size"):
         tokens(backbone.model, images[:, :, :16, :16])
     with pytest.raises(ValueError, match="a multiple of the patch's side 8 x 8, got 30x32"):
         patch_grid(backbone.model, 30, 32)

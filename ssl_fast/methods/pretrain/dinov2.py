@@ -191,9 +191,10 @@ class DINOv2(Method):
         return self.centers[number].value if len(self.centers) else "sinkhorn"
 
     def _teacher_temperature(self, progress: float) -> float:
-        config = self.config
-        share = min(progress / config.temperature_warmup, 1.0) if config.temperature_warmup > 0 else 1.0
-        return config.first_teacher_temperature + share * (config.teacher_temperature - config.first_teacher_temperature)
+        first, last, warmup = (
+            self.config.first_teacher_temperature, self.config.teacher_temperature, self.config.temperature_warmup,
+        )  # fmt: skip
+        return first + (last - first) * (min(progress / warmup, 1.0) if warmup > 0 else 1.0)
 
 
 def layers_above(name: str, depth: int) -> int:

@@ -61,7 +61,7 @@ class MAE(Method):
         num_patches = self.grid[0] * self.grid[1]
         self.num_visible = int(num_patches * (1 - config.mask_ratio))
         if not 0 < self.num_visible < num_patches:
-            raise ValueError(f"mask_ratio: expected some of {num_patches} patches to be hidden, got {config.mask_ratio}")
+            raise ValueError(f"mask_ratio: expected to hide some of {num_patches} patches, got {config.mask_ratio}")
         if config.sincos_positions:
             self._fix_positions()
         self.decoder = MAEDecoder(

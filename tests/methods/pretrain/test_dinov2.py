@@ -235,7 +235,7 @@ def test_defaults_and_refusals() -> None:
         make(mask_ratio=(0.5, 0.1))
     with pytest.raises(ValueError, match="dinov2 needs a class token"):
         DINOv2(DINOv2.Config(), build_backbone(BackboneConfig("test_vit2", image_size=16, patch_size=4)))
-    with pytest.raises(ValueError, match="set backbone.image_size, or backbone.dynamic_size=true"):
+    with pytest.raises(ValueError, match=r"set backbone\.image_size, or backbone\.dynamic_size=true"):
         backbone = build_backbone(BackboneConfig("vit_tiny_patch16_224", image_size=32))
         method = DINOv2(DINOv2.Config(**SMALL), backbone)
         batch = Batch(tuple(torch.randn(2, 3, s, s) for s in (32, 32, 16)), None, torch.arange(2))
