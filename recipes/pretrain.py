@@ -24,6 +24,7 @@ from ssl_fast.eval.knn import KNNConfig, knn_accuracy, knn_protocol
 from ssl_fast.eval.monitor import MonitorConfig, knn_monitor
 from ssl_fast.eval.neighbours import save_neighbours
 from ssl_fast.models.backbone import BackboneConfig, build_backbone, save_backbone
+from ssl_fast.models.vit import check_sizes
 from ssl_fast.train.checkpoint import Checkpoints
 from ssl_fast.train.inputs import data_options
 from ssl_fast.train.recipe import run_stage
@@ -57,12 +58,14 @@ def pretrain(config: PretrainConfig, stage: Stage) -> tuple[dict[str, Any], list
     train_set, test_set = (open_dataset(config.data, split) for split in ("train", config.evaluate))
     backbone_config = replace(config.backbone, in_channels=train_set.channels)
     method_class = find(METHODS, config.method.name)
-    views = tuple(fitted(view, train_set) for view in method_class.views(config.method))
+    method_config = replace(config.method, view=fitted(config.method.view, train_set))
+    views = tuple(replace(v, mean=train_set.mean, std=train_set.std) for v in method_class.views(method_config))
     size = config.eval_size or views[0].size
     eval_view = View("eval", size=size, crop="center", flip=0.0, mean=train_set.mean, std=train_set.std)
 
     torch.manual_seed(config.train.seed)
-    method = method_class(config.method, build_backbone(backbone_config))
+    method = method_class(method_config, build_backbone(backbone_config))
+    check_sizes(method.backbone.model, {size, *(view.size for view in views)})
     loader = Loader(
         train_set,
         views,
@@ -102,9 +105,8 @@ def pretrain(config: PretrainConfig, stage: Stage) -> tuple[dict[str, Any], list
 
 
 def fitted(view: View, data: Any) -> View:
-    """The view with the data set's normalisation; where all images have one size, of that size unless one was set."""
-    size = view.size if view.size != View.size or data.arrays is None else data.arrays.shape[1]
-    return replace(view, size=size, mean=data.mean, std=data.std)
+    """The view, where all images have one size, of that size unless one was set; local views follow it."""
+    return replace(view, size=view.size if view.size != View.size or data.arrays is None else data.arrays.shape[1])
 
 
 def pair(backbone: Any, train_set: Any, test_set: Any, view: View) -> Pair:

@@ -92,9 +92,13 @@ class Method(nn.Module):
         return embeddings, self.loss(embeddings, batch, progress)
 
     def through(self, module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Applies a module to several views, as one batch where `stacked_views` allows it."""
-        same_shape = all(x.shape == inputs[0].shape for x in inputs)
-        if not (self.stacked_views and same_shape) or len(inputs) == 1:
-            return tuple(module(x) for x in inputs)
-        stacked: Tensor = module(torch.cat(list(inputs)))
-        return stacked.chunk(len(inputs))
+        """Applies a module to several views; those of one shape go as one batch where `stacked_views` allows it."""
+        alike: dict[Any, list[int]] = {}
+        for number, x in enumerate(inputs):
+            alike.setdefault(x.shape if self.stacked_views else number, []).append(number)
+        outputs: dict[int, Tensor] = {}
+        for numbers in alike.values():
+            views = [inputs[number] for number in numbers]
+            stacked: Tensor = module(torch.cat(views) if len(views) > 1 else views[0])
+            outputs |= zip(numbers, stacked.chunk(len(views)), strict=True)
+        return tuple(outputs[number] for number in range(len(inputs)))

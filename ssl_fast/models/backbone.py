@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ssl_fast.models.norm import replace_batch_norm
 from ssl_fast.models.resnet import resnet_arguments, set_stem
+from ssl_fast.models.vit import VITS, vit_arguments
 from ssl_fast.models.weights import WeightsReport, load_weights, read_weights
 
 FORMAT = 1
@@ -24,7 +25,11 @@ ARGUMENTS = {
     "patch_size": "patch_size",
     "drop_path_rate": "drop_path",
     "in_chans": "in_channels",
+    "dynamic_img_size": "dynamic_size",
 }
+# options of some families alone: which of timm's files they are for, and how those are called
+FAMILIES = {"resnet": (["resnet"], "timm's ResNets"), "vit": (VITS, "vision transformers")}
+OPTIONS = {"cifar_stem": ("resnet",), "width": ("resnet", "vit"), "depth": ("resnet", "vit"), "heads": ("vit",)}
 
 
 @dataclass
@@ -35,13 +40,17 @@ class BackboneConfig:
         name: any timm model, with or without a weights tag (`resnet18`, `vit_tiny_patch16_224.augreg_in21k`).
         cifar_stem: ResNets: 3x3 stride-1 first convolution and no max pool, for images of about 32 px.
         in_channels: channels of the images; recipes set it from the data set.
-        width: ResNets: channels of the stem and first stage (stages have 1, 2, 4, 8 times that); 0 keeps the model's.
-        depth: ResNets: blocks per stage, "1,1,1,1"; empty keeps the model's.
+        width: ResNets: channels of the stem and first stage (stages have 1, 2, 4, 8 times that); vision transformers:
+            channels of a token. 0 keeps the model's.
+        depth: ResNets: blocks per stage, "1,1,1,1"; vision transformers: blocks, "6". Empty keeps the model's.
+        heads: vision transformers: attention heads, with `width`; 0: heads of 64 channels.
         norm: "batch", or "group" to replace every BatchNorm2d by GroupNorm, so that samples stay independent.
         pretrained: timm's published weights (downloaded, or from the hub's cache).
         weights: local .safetensors, .pth or .pt file.
         image_size: side in pixels, for transformers that are built for one size; 0 keeps the model's.
         patch_size: side of a patch in pixels, for vision transformers; 0 keeps the model's.
+        dynamic_size: vision transformers: take images of any size (local views beside global ones); position embeddings
+            are resampled to it.
         drop_path: stochastic depth rate of the last block.
     """
 
@@ -50,11 +59,13 @@ class BackboneConfig:
     in_channels: int = 3
     width: int = 0
     depth: str = ""
+    heads: int = 0
     norm: str = "batch"
     pretrained: bool = False
     weights: str = ""
     image_size: int = 0
     patch_size: int = 0
+    dynamic_size: bool = False
     drop_path: float = 0.0
 
 
@@ -108,14 +119,19 @@ def _check(config: BackboneConfig) -> None:
         raise ValueError(f"backbone.in_channels must be at least 1, got {config.in_channels}")
     if not 0.0 <= config.drop_path < 1.0:
         raise ValueError(f"backbone.drop_path must be in [0, 1), got {config.drop_path}")
-    chosen = [name for name in ("cifar_stem", "width", "depth") if getattr(config, name)]
-    if chosen and not timm.models.is_model_in_modules(config.name, ["resnet"]):
-        raise ValueError(f"backbone.{chosen[0]} is for timm's ResNets, and {config.name} is not one")
-    if (config.cifar_stem or config.width) and timm.get_pretrained_cfg(config.name).first_conv != "conv1":
+    family = _family(config.name)
+    chosen = [name for name in OPTIONS if getattr(config, name)]
+    if foreign := [name for name in chosen if family not in OPTIONS[name]]:
+        served = " and ".join(FAMILIES[served][1] for served in OPTIONS[foreign[0]])
+        raise ValueError(f"backbone.{foreign[0]} is for {served}, and {config.name} is none of them")
+    one_convolution = family != "resnet" or timm.get_pretrained_cfg(config.name).first_conv == "conv1"
+    if (config.cifar_stem or config.width) and not one_convolution:
         raise ValueError(
             f"backbone.{chosen[0]} needs a ResNet whose stem is one convolution, such as resnet18, got {config.name}"
         )
-    altered = [name for name in ("width", "depth") if getattr(config, name)] + ["norm"] * (config.norm == "group")
+    altered = [name for name in ("width", "depth", "heads") if getattr(config, name)] + ["norm"] * (
+        config.norm == "group"
+    )
     if config.pretrained and altered:
         raise ValueError(
             f"backbone.pretrained: the weights of {config.name} do not fit backbone.{altered[0]}; leave one out"
@@ -124,13 +140,23 @@ def _check(config: BackboneConfig) -> None:
         raise ValueError("backbone.pretrained and backbone.weights both name weights; give one")
 
 
+def _family(name: str) -> str:
+    """Which of FAMILIES a model belongs to; empty for the others."""
+    found = (family for family, (files, _) in FAMILIES.items() if _timm().models.is_model_in_modules(name, files))
+    return next(found, "")
+
+
 def _create(config: BackboneConfig) -> nn.Module:
     """timm's constructor, with its refusals in our words."""
     arguments: dict[str, Any] = {"in_chans": config.in_channels, "num_classes": 0}
     arguments |= {"img_size": config.image_size} if config.image_size else {}
     arguments |= {"patch_size": config.patch_size} if config.patch_size else {}
     arguments |= {"drop_path_rate": config.drop_path} if config.drop_path else {}
-    arguments |= resnet_arguments(config.width, config.depth)
+    arguments |= {"dynamic_img_size": True} if config.dynamic_size else {}
+    if _family(config.name) == "vit":
+        arguments |= vit_arguments(config.width, config.depth, config.heads)
+    else:
+        arguments |= resnet_arguments(config.width, config.depth)
     try:
         model: nn.Module = _timm().create_model(config.name, pretrained=config.pretrained, **arguments)
     except TypeError as error:
@@ -160,7 +186,7 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     """
     _check(config)
     model = _create(config)
-    if config.cifar_stem or config.width:
+    if _family(config.name) == "resnet" and (config.cifar_stem or config.width):
         set_stem(model, in_channels=config.in_channels, width=config.width, cifar=config.cifar_stem)
     if config.norm == "group" and not replace_batch_norm(model):
         raise ValueError(

@@ -1,10 +1,10 @@
-"""Multi-layer perceptrons on top of the backbone: projector, predictor, and the head of DINO with its prototypes."""
+"""Multi-layer perceptrons on top of the backbone: projector, predictor, and DINO's head with its prototypes."""
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ssl_fast.models.norm import group_norm
 
 NORMS = ("batch", "group", "none")
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "gelu": nn.GELU}
 
 
 def _norm_layer(kind: str, size: int) -> list[nn.Module]:
@@ -27,8 +28,9 @@ def mlp(
     norm: str = "batch",
     last_norm: bool = False,
     last_bias: bool = True,
+    activation: str = "relu",
 ) -> nn.Sequential:
-    """Linear layers with norm and ReLU between them: [N, sizes[0]] -> [N, sizes[-1]].
+    """Linear layers with norm and activation between them: [N, sizes[0]] -> [N, sizes[-1]].
 
     SimCLR: `mlp([F, F, 128], last_norm=True)` (official code), MoCo v2: `mlp([F, F, 128], norm="none")`,
     BYOL: `mlp([F, 4096, 256])` for projector and `mlp([256, 4096, 256])` for predictor.
@@ -39,9 +41,10 @@ def mlp(
         norm: "batch", "group" (independent of the batch) or "none", after each hidden layer.
         last_norm: put the norm after the last layer too.
         last_bias: bias of the last layer; ignored where `last_norm` removes it.
+        activation: "relu" or "gelu", after each hidden layer.
 
     Raises:
-        ValueError: on fewer than two sizes, a size below 1, or an unknown norm.
+        ValueError: on fewer than two sizes, a size below 1, or an unknown norm or activation.
 
     Reference: Chen et al. 2020, arXiv:2002.05709, Section 2.1; Grill et al. 2020, arXiv:2006.07733, Section 3.2.
     """
@@ -49,73 +52,66 @@ def mlp(
         raise ValueError(f"sizes needs two or more positive widths (input, hidden ..., output), got {list(sizes)}")
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     layers: list[nn.Module] = []
     last = len(sizes) - 2
     for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         normed = norm != "none" and (i < last or last_norm)
         layers.append(nn.Linear(inputs, outputs, bias=not normed and (i < last or last_bias)))
         layers += _norm_layer(norm, outputs) if normed else []
-        layers += [nn.ReLU(inplace=True)] if i < last else []
+        layers += [ACTIVATIONS[activation]()] if i < last else []
     return nn.Sequential(*layers)
 
 
 class DINOHead(nn.Module):
-    """The head of DINO, DINOv2 and iBOT: a GELU perceptron to unit rows, and the prototypes of the last layer.
+    """DINO's head up to its last layer, whose logits are left to the loss: [N, F] -> unit rows [N, bottleneck_dim].
 
-    The logits are rows @ unit prototypes.T, which `dino_loss` and `ibot_loss` compute with `normalize_prototypes=True`
-    without ever having them as a whole.
-
-    Attributes:
-        prototypes: [K, D], the last layer's weights; used at unit length.
+    Three linear layers with GELU between them. The last layer's weights are `prototypes()`; `dino_loss` and `ibot_loss`
+    take rows and prototypes, and the logits rows @ prototypes^T [N, K] are never there as a whole.
 
     Args:
-        in_features: F.
-        hidden_dim: width of the hidden layers.
-        bottleneck_dim: D.
+        in_dim: F, width of the features.
+        hidden_dim: width of the two hidden layers.
+        bottleneck_dim: width of the rows.
         num_prototypes: K.
-        num_layers: linear layers up to the bottleneck.
         norm: "batch", "group" or "none", after each hidden layer.
+        learn_gain: let the prototypes' lengths be learned; they stay 1 otherwise.
 
     Raises:
-        ValueError: a size below 1, or an unknown norm.
+        ValueError: a width below 1, or an unknown norm.
 
-    Reference: Caron et al. 2021, arXiv:2104.14294, section 3.1 and appendix C; initialisation of the authors' code.
+    Reference: Caron et al. 2021, arXiv:2104.14294, Section 3.2 and Appendix C; initial values from the authors' code.
     """
 
     def __init__(
         self,
-        in_features: int,
-        *,
+        in_dim: int,
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
         num_prototypes: int = 65536,
-        num_layers: int = 3,
+        *,
         norm: str = "none",
+        learn_gain: bool = False,
     ) -> None:
         super().__init__()
-        if min(in_features, hidden_dim, bottleneck_dim, num_prototypes, num_layers) < 1:
-            raise ValueError(
-                "in_features, hidden_dim, bottleneck_dim, num_prototypes and num_layers must be at least 1, got "
-                f"{in_features}, {hidden_dim}, {bottleneck_dim}, {num_prototypes}, {num_layers}"
-            )
-        if norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
-        sizes = [in_features, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
-        layers: list[nn.Module] = []
-        for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
-            hidden = i < num_layers - 1
-            linear = nn.Linear(inputs, outputs, bias=not hidden or norm == "none")
-            nn.init.trunc_normal_(linear.weight, std=0.02)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
-            layers += [linear, *_norm_layer(norm, outputs), nn.GELU()] if hidden else [linear]
-        self.layers = nn.Sequential(*layers)
-        self.prototypes = nn.Parameter(torch.empty(num_prototypes, bottleneck_dim))
-        nn.init.kaiming_uniform_(self.prototypes, a=math.sqrt(5))
+        self.mlp = mlp((in_dim, hidden_dim, hidden_dim, bottleneck_dim), norm=norm, activation="gelu")
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        self.last_layer = nn.Linear(bottleneck_dim, num_prototypes, bias=False)
+        self.gain = nn.Parameter(torch.ones(num_prototypes, 1)) if learn_gain else None
 
     def forward(
         self,
         h: Tensor,  # [N, F]
-    ) -> Tensor:  # [N, D]
-        """Unit rows: what goes into the last layer."""
-        return F.normalize(self.layers(h), dim=-1)
+    ) -> Tensor:  # [N, bottleneck_dim]
+        """Rows of unit length."""
+        return F.normalize(self.mlp(h), dim=-1)
+
+    def prototypes(self) -> Tensor:
+        """The last layer's weights, normalised, [K, bottleneck_dim]."""
+        unit = F.normalize(self.last_layer.weight, dim=1)
+        return unit if self.gain is None else self.gain * unit

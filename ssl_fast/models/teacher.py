@@ -17,7 +17,8 @@ class Teacher(nn.Module):
     Parameters are averaged; buffers (batch statistics, counters) are copied, so that in eval mode the teacher
     normalises as the student does. `train()` and `eval()` act as on any submodule: a method that owns a teacher
     has it in train mode while it trains (batch statistics of its own views, as in MoCo and BYOL), and one that
-    wants running statistics calls `teacher.eval()` in its own `train()`.
+    wants running statistics calls `teacher.eval()` in its own `train()`. Stochastic depth is off in the copy, in
+    either mode: a target should not be short of a block.
 
     Args:
         module: the student network to copy: built, with its weights; a DDP or compile wrapper must be removed.
@@ -28,6 +29,9 @@ class Teacher(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = copy.deepcopy(module).requires_grad_(False)
+        for part in self.module.modules():
+            if hasattr(part, "drop_prob"):  # timm's DropPath and DropBlock
+                part.drop_prob = 0.0  # type: ignore[assignment]
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:

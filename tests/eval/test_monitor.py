@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ssl_fast.data.views import View
-from ssl_fast.eval.monitor import MonitorConfig, Subset, feature_std, knn_monitor, rankme
+from ssl_fast.eval.monitor import RIDGE, MonitorConfig, Subset, feature_std, knn_monitor, rankme, ridge_accuracy
 
 VIEW = View(size=8, crop="center", flip=0.0)
 
@@ -45,6 +45,34 @@ def test_rankme_agrees_with_the_singular_values(shape: tuple[int, int]) -> None:
     assert rankme(h) == pytest.approx(torch.exp(-(share * share.log()).sum()).item(), rel=1e-5)
 
 
+def classes(num: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Four classes that overlap, in 12 dimensions of unlike scales, one of which never changes."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(4, (num,), generator=generator)
+    centres = torch.randn(4, 12, generator=torch.Generator().manual_seed(9))
+    h = (centres[y] + 1.5 * torch.randn(num, 12, generator=generator)) * torch.logspace(-2, 3, 12) + 7
+    h[:, 5] = 3.0
+    return h, y
+
+
+def test_the_online_probe_is_ridge_regression() -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is not installed")
+    (h, y), (q, target) = classes(400, 0), classes(300, 1)
+    std = h.std(0, correction=0)
+    std[5] = 1.0
+    s, t = ((x - h.mean(0)) / std for x in (h, q))
+    theirs = linear_model.RidgeClassifier(alpha=RIDGE * len(h)).fit(s.numpy(), y.numpy())
+    found = ridge_accuracy(h, y, q, target)
+    assert found == pytest.approx(theirs.score(t.numpy(), target.numpy()), abs=0.5 / len(q))
+    assert 0.5 < found < 1
+    assert ridge_accuracy(h, y, q + 1e9 * torch.eye(12)[5], target) == found  # the constant has no part in it
+
+
+def test_the_online_probe_can_be_left_out(pictures: Any) -> None:
+    monitor = knn_monitor(pictures(), pictures(seed=1), VIEW, MonitorConfig(k=5, probe=False))
+    assert set(monitor(network())) == {"feature_std", "rankme", "knn_top1"}
+
+
 def test_a_subset_is_always_the_same_one(pictures: Any) -> None:
     whole = pictures(num=40)
     part, again = Subset.sample(whole, 10), Subset.sample(whole, 10)
@@ -58,7 +86,7 @@ def test_a_subset_is_always_the_same_one(pictures: Any) -> None:
 def test_monitor_reports_accuracy_and_collapse(pictures: Any) -> None:
     monitor = knn_monitor(pictures(), pictures(seed=1), VIEW, MonitorConfig(k=5))
     values = monitor(network())
-    assert values["knn_top1"] > 0.9  # bright against dark
+    assert values["knn_top1"] > 0.9 and values["linear_top1"] > 0.9  # bright against dark
     assert 0 < values["feature_std"] < 1 < values["rankme"]
     assert all(isinstance(value, float) for value in values.values())
 

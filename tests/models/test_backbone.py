@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ssl_fast.models.backbone import Backbone, BackboneConfig, build_backbone, load_backbone, save_backbone
+from ssl_fast.models.vit import check_sizes
 
 SMALL = BackboneConfig(cifar_stem=True, width=16, depth="1,1,1,1")
 PREPROCESSING = {"size": 32, "channels": 3, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}
@@ -104,6 +105,14 @@ def test_group_norm_makes_rows_independent():
         ({"name": "vit_tiny_patch16_224", "cifar_stem": True}, "cifar_stem is for timm's ResNets"),
         ({"name": "convnextv2_atto", "width": 16}, "width is for timm's ResNets"),
         ({"name": "resnet18d", "cifar_stem": True}, "whose stem is one convolution"),
+        ({"name": "vit_tiny_patch16_224", "width": 96}, "width must be a multiple of backbone.heads"),
+        ({"name": "vit_tiny_patch16_224", "heads": 4}, "heads must be a positive number beside backbone.width"),
+        (
+            {"name": "vit_tiny_patch16_224", "depth": "1,1,1,1"},
+            "depth of a vision transformer must be a positive number",
+        ),
+        ({"heads": 3, "width": 64}, "heads is for vision transformers, and resnet18 is none"),
+        ({"dynamic_size": True}, "dynamic_size is not an option of resnet18"),
         ({"image_size": 32}, "image_size is not an option of resnet18"),
         ({"patch_size": 4}, "patch_size is not an option of resnet18"),
         ({"name": "vgg11", "drop_path": 0.1}, "drop_path is not an option of vgg11"),
@@ -115,6 +124,7 @@ def test_group_norm_makes_rows_independent():
         ({"in_channels": 0}, "in_channels must be at least 1"),
         ({"drop_path": 1.0}, r"drop_path must be in \[0, 1\)"),
         ({"pretrained": True, "width": 32}, "do not fit backbone.width"),
+        ({"name": "vit_tiny_patch16_224", "pretrained": True, "depth": "6"}, "do not fit backbone.depth"),
         ({"pretrained": True, "weights": "a.pth"}, "give one"),
     ],
 )
@@ -210,3 +220,54 @@ def test_interrupted_save_leaves_the_old_pair(tmp_path, monkeypatch):
     monkeypatch.undo()
     x = torch.randn(1, 3, 32, 32)
     assert torch.equal(load_backbone(tmp_path)[0](x), first(x))
+
+
+VIT = {"name": "vit_tiny_patch16_224", "patch_size": 4, "image_size": 24, "width": 96, "heads": 3, "depth": "2"}
+
+
+def test_width_depth_and_heads_of_vision_transformers():
+    backbone = build_backbone(BackboneConfig(**VIT))
+    assert len(backbone.model.blocks) == 2 and backbone.num_features == 96
+    assert {block.attn.num_heads for block in backbone.model.blocks} == {3}
+    assert build_backbone(BackboneConfig(**VIT | {"width": 128, "heads": 0})).model.blocks[0].attn.num_heads == 2
+    assert len(build_backbone(BackboneConfig("deit_tiny_patch16_224", depth="1")).model.blocks) == 1
+
+
+def test_views_of_several_sizes_compile_once_more_and_then_no_more():
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneConfig(**VIT, dynamic_size=True)).eval()
+    views = [torch.randn(2, 3, size, size) for size in (24, 12, 24, 12, 16)]
+    expected = [backbone(view) for view in views]
+    torch._dynamo.reset()
+    compiled = torch.compile(backbone, backend="eager")
+    for view, h in zip(views[:2], expected, strict=False):
+        assert torch.allclose(compiled(view), h, atol=1e-6)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for view, h in zip(views[2:4], expected[2:], strict=False):
+            assert torch.allclose(compiled(view), h, atol=1e-6)
+    same = build_backbone(BackboneConfig(**VIT))
+    same.load_state_dict(backbone.state_dict())
+    assert torch.equal(same.eval()(views[0]), expected[0])  # at the size it was built for nothing is resampled
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes", "message"),
+    [
+        (
+            {},
+            {24, 12},
+            "the views have 12 and 24 px, and the backbone takes 24 px alone: set backbone.dynamic_size=true",
+        ),
+        ({}, {32}, "image_size: expected 32, the size of the views in px, got 24"),
+        ({"dynamic_size": True}, {24, 10}, "views of 10 px cannot be cut into patches of 4"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(options, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        check_sizes(build_backbone(BackboneConfig(**VIT, **options)).model, sizes)
+
+
+def test_sizes_that_fit():
+    check_sizes(build_backbone(BackboneConfig(**VIT)).model, {24})
+    check_sizes(build_backbone(BackboneConfig(**VIT, dynamic_size=True)).model, {24, 12, 32})
+    check_sizes(build().model, {17, 224})

@@ -11,6 +11,7 @@ from ssl_fast.models.heads import DINOHead, mlp
 
 def layers(head: nn.Sequential) -> str:
     names = {nn.Linear: "linear", nn.BatchNorm1d: "batch", nn.GroupNorm: "group", nn.ReLU: "relu"}
+    names[nn.GELU] = "gelu"
     return " ".join(
         names[type(layer)] + ("+bias" if isinstance(layer, nn.Linear) and layer.bias is not None else "")
         for layer in head
@@ -28,6 +29,7 @@ def layers(head: nn.Sequential) -> str:
         ([64, 128, 32], {"norm": "group", "last_norm": True}, "linear group relu linear group"),
         ([64, 128, 32], {"norm": "none", "last_norm": True}, "linear+bias relu linear+bias"),
         ([64, 32], {}, "linear+bias"),
+        ([64, 64, 32], {"norm": "none", "activation": "gelu"}, "linear+bias gelu linear+bias"),
     ],
 )
 def test_layers(sizes, options, expected):
@@ -55,16 +57,29 @@ def test_refusals(sizes, norm, message):
         mlp(sizes, norm=norm)
 
 
-def test_dino_head_has_unit_rows_and_the_papers_layers():
-    head = DINOHead(12, hidden_dim=16, bottleneck_dim=8, num_prototypes=20)
-    rows = head(torch.randn(5, 12))
-    assert rows.shape == (5, 8) and head.prototypes.shape == (20, 8)
-    torch.testing.assert_close(rows.norm(dim=1), torch.ones(5))
-    assert [type(layer) for layer in head.layers] == [nn.Linear, nn.GELU, nn.Linear, nn.GELU, nn.Linear]
-    assert head.layers[0].weight.std().item() == pytest.approx(0.02, rel=0.2) and not head.layers[0].bias.any()
-    normed = DINOHead(12, hidden_dim=16, bottleneck_dim=8, num_prototypes=20, num_layers=2, norm="batch")
-    assert [type(layer) for layer in normed.layers] == [nn.Linear, nn.BatchNorm1d, nn.GELU, nn.Linear]
-    with pytest.raises(ValueError, match="num_layers must be at least 1"):
-        DINOHead(12, num_layers=0)
-    with pytest.raises(ValueError, match="norm must be one of"):
-        DINOHead(12, norm="layer")
+@pytest.mark.parametrize("learn_gain", [False, True])
+def test_dino_head_is_a_weight_normalised_layer_cut_in_two(learn_gain: bool) -> None:
+    torch.manual_seed(0)
+    head = DINOHead(16, 32, 8, 50, learn_gain=learn_gain)
+    assert layers(head.mlp) == "linear+bias gelu linear+bias gelu linear+bias"
+    last = nn.utils.parametrizations.weight_norm(nn.Linear(8, 50, bias=False))
+    with torch.no_grad():
+        last.parametrizations.weight.original0.fill_(1.0)
+        last.parametrizations.weight.original1.copy_(head.last_layer.weight)
+        if head.gain is not None:
+            lengths = torch.rand(50, 1) + 0.5
+            head.gain.copy_(lengths)
+            last.parametrizations.weight.original0.copy_(lengths)
+    x = torch.randn(6, 16)
+    rows, logits = head(x), head(x) @ head.prototypes().T
+    assert rows.shape == (6, 8) and torch.allclose(rows.norm(dim=1), torch.ones(6))
+    expected = last(rows)
+    torch.testing.assert_close(logits, expected)
+    (found,) = torch.autograd.grad(logits.square().sum(), head.last_layer.weight, retain_graph=True)
+    (wanted,) = torch.autograd.grad(expected.square().sum(), last.parametrizations.weight.original1)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    with pytest.raises(ValueError, match="activation must be one of relu, gelu, got 'tanh'"):
+        mlp([8, 8], activation="tanh")

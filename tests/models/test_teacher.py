@@ -82,3 +82,13 @@ def test_state_round_trip():
     other.load_state_dict(teacher.state_dict())
     x = torch.randn(4, 3)
     assert torch.equal(teacher.eval()(x), other.eval()(x))
+
+
+def test_stochastic_depth_is_the_students_alone():
+    from timm.layers import DropPath
+
+    module = nn.Sequential(nn.Linear(3, 4), DropPath(0.5))
+    teacher = Teacher(module).train()
+    x = torch.randn(64, 3)
+    assert module[1].drop_prob == 0.5 and bool((module(x) == 0).all(1).any())
+    assert torch.equal(teacher(x), module[0](x))

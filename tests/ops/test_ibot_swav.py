@@ -132,6 +132,18 @@ def test_lightlys_swav(impl: str, device: str) -> None:
     torch.testing.assert_close(swav_loss(logits), expected)
 
 
+def test_lightlys_swav_with_a_queue(impl: str, device: str) -> None:
+    lightly = pytest.importorskip("lightly.loss", reason="lightly is not installed")
+    views, w, queue = (draw(*shape).float().to(device) for shape in ((5, 12, 16), (30, 16), (2, 50, 16)))
+    logits, earlier = views @ w.T, queue @ w.T
+    expected = lightly.SwaVLoss()(list(logits[:2]), list(logits[2:]), list(earlier)).squeeze()
+    torch.testing.assert_close(swav_loss(views, w, queue=queue, impl=impl), expected)
+    torch.testing.assert_close(swav_loss(logits, queue=earlier), expected)
+    torch.testing.assert_close(swav_reference(views, w, queue=queue), expected)
+    assert (swav_loss(logits) - expected).abs() > 1e-4
+    torch.testing.assert_close(SwAVLoss(impl=impl)(views, w, queue=queue), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("num_assign", [1, 2, 3])
 def test_swav_by_the_rule(num_assign: int, dtype: torch.dtype, impl: str, device: str, checker) -> None:  # type: ignore[no-untyped-def]
@@ -195,3 +207,5 @@ def test_wrong_arguments_of_both() -> None:
         swav_loss(torch.ones(2, 3, 4), num_assign=3)
     with pytest.raises(ValueError, match="teacher_temperature must be positive"):
         swav_loss(torch.ones(2, 3, 4), epsilon=0)
+    with pytest.raises(ValueError, match=r"queue must be .* shape \[2, Q, 4\].*got torch.float32 of shape \[1, 9, 4\]"):
+        swav_loss(torch.ones(2, 3, 4), queue=torch.ones(1, 9, 4))

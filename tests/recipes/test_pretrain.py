@@ -98,4 +98,4 @@ def test_every_preset_composes(preset: str) -> None:
     with hydra.initialize(config_path=None, version_base="1.3"):
         composed = OmegaConf.to_object(hydra.compose("PretrainConfig", [f"+preset={preset}"]))
     assert preset.startswith(("photo_patches", composed.method.name))
-    assert composed.train.epochs >= 1 and (composed.method.view.blur == 0 or preset.endswith("_imagenet"))
+    assert composed.train.epochs >= 1 and (composed.method.view.blur == 0 or preset.endswith("imagenet"))

@@ -17,17 +17,18 @@ from ssl_fast.models.backbone import Backbone, BackboneConfig, build_backbone
 from ssl_fast.train.checkpoint import Checkpoints
 from ssl_fast.train.trainer import TrainConfig, Trainer
 
-METHODS = ("simclr", "moco", "byol", "dinov2", "mae")
+METHODS = ("simclr", "moco", "byol", "swav", "dino", "dinov2", "mae")
 SMALL = {
     "simclr": {"hidden_dim": 16, "dim": 8},
     "moco": {"hidden_dim": 16, "dim": 8, "queue_size": 50},
     "byol": {"hidden_dim": 16, "dim": 8},
-    "dinov2": {
-        "num_prototypes": 32, "hidden_dim": 16, "bottleneck_dim": 8, "freeze_prototypes": 0.2, "num_local": 2,
-        "local_size": 8,
-    },
+    "swav": {"hidden_dim": 16, "dim": 8, "num_prototypes": 12, "num_local": 2, "queue_size": 20, "queue_start": 0.4}
+    | {"freeze_prototypes": 0.1},
+    "dino": {"hidden_dim": 16, "bottleneck_dim": 8, "num_prototypes": 12, "num_local": 2, "freeze_last_layer": 0.1},
+    "dinov2": {"hidden_dim": 16, "bottleneck_dim": 8, "num_prototypes": 12, "num_local": 2, "freeze_last_layer": 0.1}
+    | {"local_size": 8},
     "mae": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
-}  # fmt: skip
+}
 TRANSFORMERS = ("dinov2", "mae")
 
 
@@ -76,11 +77,9 @@ def make_method(name: str, /, norm: str = "group", *, dtype: torch.dtype = torch
 
 def small_backbone(method: str, norm: str) -> Backbone:
     """The smallest network that the method takes."""
-    if method not in TRANSFORMERS:
-        return build_backbone(BackboneConfig("resnet18", cifar_stem=True, width=8, depth="1,1,1,1", norm=norm))
-    backbone = build_backbone(BackboneConfig("test_vit", image_size=16, patch_size=4))
-    del backbone.model.blocks[2:]
-    return backbone
+    if method in TRANSFORMERS:
+        return build_backbone(BackboneConfig("test_vit", image_size=16, patch_size=4, depth="2"))
+    return build_backbone(BackboneConfig("resnet18", cifar_stem=True, width=8, depth="1,1,1,1", norm=norm))
 
 
 def make_trainer(

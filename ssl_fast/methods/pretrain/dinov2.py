@@ -28,6 +28,8 @@ from ssl_fast.ops.koleo import koleo
 from ssl_fast.optim.config import OptimizerConfig
 from ssl_fast.optim.schedule import cosine_momentum
 
+HEADS = ("dino_head", "ibot_head")
+
 
 @dataclass
 class DINOv2Config:
@@ -39,12 +41,13 @@ class DINOv2Config:
     bottleneck_dim: int = 256
     norm: str = "none"  # of the heads
     separate_heads: bool = True  # the large runs' (section 4: untying pays at scale)
-    assignment: str = "sinkhorn"  # the large runs'; or "center": less a moving average of the teacher's logits
+    centering: str = "sinkhorn"  # the large runs'; or mean
+    center_momentum: float = 0.9  # of centering=mean
     student_temperature: float = 0.1
     teacher_temperature: float = 0.07
     first_teacher_temperature: float = 0.04
     temperature_warmup: float = 0.3  # share of the run: 30 of 100 epochs
-    freeze_prototypes: float = 0.01  # share of the run: 1 of 100 epochs
+    freeze_last_layer: float = 0.01  # share of the run in which the prototypes stay: 1 of 100 epochs
     momentum: float = 0.992  # rises to 1 along a cosine
     dino_weight: float = 1.0
     ibot_weight: float = 1.0
@@ -57,7 +60,7 @@ class DINOv2Config:
     view2_blur: float = field(default_factory=lambda: dinov2()[1].blur)  # where the second global crop differs
     view2_solarize: float = field(default_factory=lambda: dinov2()[1].solarize)
     num_local: int = 8
-    local_size: int = 96
+    local_size: int = 0  # pixels; 0: 3/7 of the global crops'
     local_scale: tuple[float, float] = field(default_factory=lambda: dinov2()[2].crop_scale)
     local_blur: float = field(default_factory=lambda: dinov2()[2].blur)
     optimizer: OptimizerConfig = field(  # lr: 0.004 at batch 1,024, by the square root; final_weight_decay: large runs'
@@ -66,13 +69,20 @@ class DINOv2Config:
         )
     )
 
+    def __post_init__(self) -> None:
+        if self.centering not in ("mean", "sinkhorn"):
+            raise ValueError(f"method.centering: expected mean or sinkhorn, got {self.centering!r}")
+        low, high = self.mask_ratio
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"method.mask_ratio: expected low, high with 0 < low <= high <= 1, got {low}, {high}")
+
 
 class DINOv2(Method):
     """DINOv2 with any vision transformer of timm that has a class token.
 
-    Crops of several sizes need `backbone.dynamic_size=true`. Drop path is the student's alone: the teacher is in
-    evaluation mode. Unlike in the authors' code the nearest neighbours of KoLeo are sought over all ranks, drop path
-    rises over the blocks, and while the prototypes are frozen their moments rest too.
+    Crops of several sizes need `backbone.dynamic_size=true`. Drop path is the student's alone. Unlike in the authors'
+    code the nearest neighbours of KoLeo are sought over all ranks, drop path rises over the blocks, and while the
+    prototypes are frozen their moments rest too.
     """
 
     Config = DINOv2Config
@@ -83,41 +93,34 @@ class DINOv2(Method):
     def __init__(self, config: DINOv2Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         check_transformer(backbone, "dinov2", class_token=True)
-        _check(config)
         self.depth = len(backbone.model.blocks)  # type: ignore[arg-type]
         self.mask_token = nn.Parameter(torch.zeros(backbone.model.embed_dim))  # type: ignore[arg-type]
         self.dino_head = self._make_head()
         self.ibot_head = self._make_head() if config.separate_heads else self.dino_head
-        self.teacher = Teacher(self._student()).eval()
-        centers = 2 if config.assignment == "center" else 0
-        self.centers = nn.ModuleList(DINOCenter(config.num_prototypes) for _ in range(centers))  # of DINO and of iBOT
-        self._teacher_rows: tuple[Tensor, Tensor] | None = None
+        self.teacher = Teacher(self._student())
+        centers = HEADS if config.centering == "mean" else ()
+        self.centers = nn.ModuleDict({n: DINOCenter(config.num_prototypes, config.center_momentum) for n in centers})
+        self._teacher_rows: dict[str, Tensor] = {}
 
     def _make_head(self) -> DINOHead:
         config = self.config
         return DINOHead(
             self.backbone.model.embed_dim,  # type: ignore[arg-type]
-            hidden_dim=config.hidden_dim,
-            bottleneck_dim=config.bottleneck_dim,
-            num_prototypes=config.num_prototypes,
+            config.hidden_dim,
+            config.bottleneck_dim,
+            config.num_prototypes,
             norm=config.norm,
         )
 
     def _student(self) -> nn.ModuleDict:
         return nn.ModuleDict({"backbone": self.backbone, "dino_head": self.dino_head, "ibot_head": self.ibot_head})
 
-    def train(self, mode: bool = True) -> "DINOv2":
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
     @staticmethod
     def views(config: DINOv2Config) -> tuple[View, ...]:
         first = replace(config.view, name="global1")
         second = replace(config.view, name="global2", blur=config.view2_blur, solarize=config.view2_solarize)
-        local = replace(
-            config.view, name="local", size=config.local_size, crop_scale=config.local_scale, blur=config.local_blur
-        )
+        size = config.local_size or config.view.size * 3 // 7
+        local = replace(first, name="local", size=size, crop_scale=config.local_scale, blur=config.local_blur)
         return (first, second) + (local,) * config.num_local
 
     def group_options(self, name: str, parameter: nn.Parameter) -> dict[str, Any]:
@@ -152,43 +155,43 @@ class DINOv2(Method):
         return {"teacher_z": _by_sample(z, len(batch)), "teacher_patches": _by_sample(crops.patches, len(batch))}
 
     def loss(self, embeddings: dict[str, Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
-        config, teacher = self.config, self.teacher.module
-        frozen = progress < config.freeze_prototypes
+        config = self.config
         masks = batch.extras["masks"].flatten(0, 1)  # [2N, P]
-        settings: dict[str, Any] = {
-            "student_temperature": config.student_temperature,
-            "teacher_temperature": self._teacher_temperature(progress),
-            "normalize_prototypes": True,
-            "group": self.group,
-        }
         z, teacher_z = (embeddings[name].transpose(0, 1) for name in ("z", "teacher_z"))  # [V, N, D], [2, N, D]
-        prototypes = _prototypes(self.dino_head, frozen), teacher["dino_head"].prototypes
-        dino = dino_loss(z, teacher_z, *prototypes, center=self._center(0), **settings)
-
         hidden = self.ibot_head(embeddings["patches"].flatten(0, 1)[masks])  # [M, D]
         with torch.no_grad():
-            teacher_hidden = teacher["ibot_head"](embeddings["teacher_patches"].flatten(0, 1)[masks])
-        prototypes = _prototypes(self.ibot_head, frozen), teacher["ibot_head"].prototypes
-        ibot = ibot_loss(hidden, teacher_hidden, masks, *prototypes, center=self._center(1), **settings)
+            teacher_hidden = self.teacher.module["ibot_head"](embeddings["teacher_patches"].flatten(0, 1)[masks])
+        self._teacher_rows = {"dino_head": teacher_z.detach(), "ibot_head": teacher_hidden}
 
+        dino = dino_loss(z, teacher_z, **self._last_layer("dino_head", progress))
+        ibot = ibot_loss(hidden, teacher_hidden, masks, **self._last_layer("ibot_head", progress))
         spread = sum(koleo(h, group=self.group) for h in embeddings["h"].unbind(1))
-        self._teacher_rows = (teacher_z.detach(), teacher_hidden)
         total = config.dino_weight * dino + config.ibot_weight * ibot + config.koleo_weight * spread
         return {"loss": total, "dino": dino, "ibot": ibot, "koleo": spread}
 
     def after_step(self, progress: float) -> None:
-        assert self._teacher_rows is not None
-        for center, rows, head in zip(self.centers, self._teacher_rows, ("dino_head", "ibot_head"), strict=False):
-            center.update_(rows, nn.functional.normalize(self.teacher.module[head].prototypes, dim=1), self.group)
-        self._teacher_rows = None
+        for name, center in self.centers.items():
+            center.update_(self._teacher_rows[name], self.teacher.module[name].prototypes(), group=self.group)
+        self._teacher_rows = {}
         self.teacher.update_(self._student(), cosine_momentum(progress, self.config.momentum))
+
+    def _last_layer(self, name: str, progress: float) -> dict[str, Any]:
+        """What both losses are told of a head's prototypes and temperatures."""
+        prototypes = getattr(self, name).prototypes()
+        with torch.no_grad():
+            teacher_prototypes = self.teacher.module[name].prototypes()
+        return {
+            "weight_student": prototypes.detach() if progress < self.config.freeze_last_layer else prototypes,
+            "weight_teacher": teacher_prototypes,
+            "student_temperature": self.config.student_temperature,
+            "teacher_temperature": self._teacher_temperature(progress),
+            "center": self.centers[name].value if name in self.centers else "sinkhorn",
+            "group": self.group,
+        }
 
     def _tokens(self, backbone: Backbone, views: tuple[Tensor, ...], **options: Any) -> Tokens:
         """Tokens of views of one size, as one batch, view by view."""
         return tokens(backbone.model, torch.cat(views), **options)
-
-    def _center(self, number: int) -> Tensor | str:
-        return self.centers[number].value if len(self.centers) else "sinkhorn"
 
     def _teacher_temperature(self, progress: float) -> float:
         first, last, warmup = (
@@ -209,20 +212,8 @@ def layers_above(name: str, depth: int) -> int:
     return depth + 1 if inside.startswith(embeddings) else 0
 
 
-def _prototypes(head: DINOHead, frozen: bool) -> Tensor:
-    return head.prototypes.detach() if frozen else head.prototypes
-
-
 def _by_sample(
     rows: Tensor,  # [VN, ...], view by view
     num_samples: int,
 ) -> Tensor:  # [N, V, ...]
     return rows.unflatten(0, (-1, num_samples)).transpose(0, 1)
-
-
-def _check(config: DINOv2Config) -> None:
-    if config.assignment not in ("sinkhorn", "center"):
-        raise ValueError(f"assignment: expected sinkhorn or center, got {config.assignment!r}")
-    low, high = config.mask_ratio
-    if not 0 < low <= high <= 1:
-        raise ValueError(f"mask_ratio: expected (low, high) with 0 < low <= high <= 1, got {config.mask_ratio}")
