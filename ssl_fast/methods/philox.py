@@ -51,6 +51,6 @@ def uniforms(
     """
     blocks = torch.arange(-(-count // 4), device=index.device)[None]
     sample = index[:, None]
-    counter = (sample & _LOW, sample >> 32, blocks, torch.full_like(blocks, _STREAM))
-    words = torch.stack(torch.broadcast_tensors(*philox4x32(counter, (key & _LOW, (key >> 32) & _LOW))), dim=-1)
+    counter = (sample & _LOW, sample >> 32, blocks, torch.full_like(blocks, _STREAM))  # mixed after two rounds
+    words = torch.stack(philox4x32(counter, (key & _LOW, (key >> 32) & _LOW)), dim=-1)
     return words.flatten(1)[:, :count].double() * 2.0**-32

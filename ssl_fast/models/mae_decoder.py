@@ -50,7 +50,7 @@ class MAEDecoder(nn.Module):
         self, in_features: int, grid: tuple[int, int], num_pixels: int, *, dim: int, depth: int, num_heads: int
     ) -> None:
         super().__init__()
-        from timm.layers import LayerNorm
+        from timm.layers.norm import LayerNorm
         from timm.models.vision_transformer import Block
 
         self.embed = nn.Linear(in_features, dim)

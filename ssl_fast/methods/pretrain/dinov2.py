@@ -9,7 +9,7 @@ Reference: Oquab et al. 2023, arXiv:2304.07193 (section 4); Caron et al. 2021, "
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,8 +93,9 @@ class DINOv2(Method):
     def __init__(self, config: DINOv2Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         check_transformer(backbone, "dinov2", class_token=True)
-        self.depth = len(backbone.model.blocks)  # type: ignore[arg-type]
-        self.mask_token = nn.Parameter(torch.zeros(backbone.model.embed_dim))  # type: ignore[arg-type]
+        vit: Any = backbone.model
+        self.depth = len(vit.blocks)
+        self.mask_token = nn.Parameter(torch.zeros(vit.embed_dim))
         self.dino_head = self._make_head()
         self.ibot_head = self._make_head() if config.separate_heads else self.dino_head
         self.teacher = Teacher(self._student())
@@ -149,37 +150,39 @@ class DINOv2(Method):
         return {"h": h[:, :2], "z": z, "patches": patches}  # [N, 2, F], [N, V, D], [N, 2, P, F]
 
     def targets(self, batch: Batch) -> dict[str, Tensor]:
+        teacher: Any = self.teacher.module
         with torch.no_grad():
-            crops = self._tokens(self.teacher.module["backbone"], batch.views[:2])
-            z = self.teacher.module["dino_head"](crops.class_token)
+            crops = self._tokens(teacher["backbone"], batch.views[:2])
+            z = teacher["dino_head"](crops.class_token)
         return {"teacher_z": _by_sample(z, len(batch)), "teacher_patches": _by_sample(crops.patches, len(batch))}
 
     def loss(self, embeddings: dict[str, Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
-        config = self.config
+        config, teacher = self.config, cast(Any, self.teacher.module)
         masks = batch.extras["masks"].flatten(0, 1)  # [2N, P]
         z, teacher_z = (embeddings[name].transpose(0, 1) for name in ("z", "teacher_z"))  # [V, N, D], [2, N, D]
         hidden = self.ibot_head(embeddings["patches"].flatten(0, 1)[masks])  # [M, D]
         with torch.no_grad():
-            teacher_hidden = self.teacher.module["ibot_head"](embeddings["teacher_patches"].flatten(0, 1)[masks])
+            teacher_hidden = teacher["ibot_head"](embeddings["teacher_patches"].flatten(0, 1)[masks])
         self._teacher_rows = {"dino_head": teacher_z.detach(), "ibot_head": teacher_hidden}
 
         dino = dino_loss(z, teacher_z, **self._last_layer("dino_head", progress))
         ibot = ibot_loss(hidden, teacher_hidden, masks, **self._last_layer("ibot_head", progress))
-        spread = sum(koleo(h, group=self.group) for h in embeddings["h"].unbind(1))
+        spread = torch.stack([koleo(h, group=self.group) for h in embeddings["h"].unbind(1)]).sum()
         total = config.dino_weight * dino + config.ibot_weight * ibot + config.koleo_weight * spread
         return {"loss": total, "dino": dino, "ibot": ibot, "koleo": spread}
 
     def after_step(self, progress: float) -> None:
+        teacher: Any = self.teacher.module
         for name, center in self.centers.items():
-            center.update_(self._teacher_rows[name], self.teacher.module[name].prototypes(), group=self.group)
+            cast(DINOCenter, center).update_(self._teacher_rows[name], teacher[name].prototypes(), group=self.group)
         self._teacher_rows = {}
         self.teacher.update_(self._student(), cosine_momentum(progress, self.config.momentum))
 
     def _last_layer(self, name: str, progress: float) -> dict[str, Any]:
         """What both losses are told of a head's prototypes and temperatures."""
-        prototypes = getattr(self, name).prototypes()
+        prototypes, teacher = getattr(self, name).prototypes(), cast(Any, self.teacher.module)
         with torch.no_grad():
-            teacher_prototypes = self.teacher.module[name].prototypes()
+            teacher_prototypes = teacher[name].prototypes()
         return {
             "weight_student": prototypes.detach() if progress < self.config.freeze_last_layer else prototypes,
             "weight_teacher": teacher_prototypes,
@@ -216,4 +219,4 @@ def _by_sample(
     rows: Tensor,  # [VN, ...], view by view
     num_samples: int,
 ) -> Tensor:  # [N, V, ...]
-    return rows.unflatten(0, (-1, num_samples)).transpose(0, 1)
+    return rows.view(-1, num_samples, *rows.shape[1:]).transpose(0, 1)
