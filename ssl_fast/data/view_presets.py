@@ -96,6 +96,14 @@ def dinov2(size: int = 224, local_size: int = 0, num_local: int = 8) -> tuple[Vi
     return dino(size, local_size, num_local, split=0.32)
 
 
+def mae(size: int = 224) -> tuple[View, ...]:
+    """One view: crop and flip.
+
+    Reference: He et al. 2021, arXiv:2111.06377, appendix A.1; the crops' scale is the default of the authors' code.
+    """
+    return (View(size=size, crop_scale=(0.2, 1.0), interpolation="bicubic"),)
+
+
 def supervised(size: int = 224) -> tuple[View, ...]:
     """One view: crop and flip.
 
@@ -105,5 +113,5 @@ def supervised(size: int = 224) -> tuple[View, ...]:
 
 
 PRESETS: dict[str, Callable[..., tuple[View, ...]]] = {
-    preset.__name__: preset for preset in (simclr, moco_v2, moco_v3, byol, vicreg, swav, dino, dinov2, supervised)
+    preset.__name__: preset for preset in (simclr, moco_v2, moco_v3, byol, vicreg, swav, dino, dinov2, mae, supervised)
 }

@@ -13,11 +13,11 @@ from ssl_fast.data.dataset import ArrayDataset
 from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.data.views import Batch
 from ssl_fast.methods.base import Method
-from ssl_fast.models.backbone import BackboneConfig, build_backbone
+from ssl_fast.models.backbone import Backbone, BackboneConfig, build_backbone
 from ssl_fast.train.checkpoint import Checkpoints
 from ssl_fast.train.trainer import TrainConfig, Trainer
 
-METHODS = ("simclr", "moco", "byol", "swav", "dino")
+METHODS = ("simclr", "moco", "byol", "swav", "dino", "dinov2", "mae")
 SMALL = {
     "simclr": {"hidden_dim": 16, "dim": 8},
     "moco": {"hidden_dim": 16, "dim": 8, "queue_size": 50},
@@ -25,7 +25,11 @@ SMALL = {
     "swav": {"hidden_dim": 16, "dim": 8, "num_prototypes": 12, "num_local": 2, "queue_size": 20, "queue_start": 0.4}
     | {"freeze_prototypes": 0.1},
     "dino": {"hidden_dim": 16, "bottleneck_dim": 8, "num_prototypes": 12, "num_local": 2, "freeze_last_layer": 0.1},
+    "dinov2": {"hidden_dim": 16, "bottleneck_dim": 8, "num_prototypes": 12, "num_local": 2, "freeze_last_layer": 0.1}
+    | {"local_size": 16},  # timm resamples positions in fp32, which a run in float64 would show
+    "mae": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
 }
+TRANSFORMERS = ("dinov2", "mae")
 
 
 def pictures(count: int = 60, side: int = 16) -> ArrayDataset:
@@ -62,12 +66,20 @@ class Losses:
 
 def make_method(name: str, /, norm: str = "group", *, dtype: torch.dtype = torch.float32, **optimizer: Any) -> Method:
     cls = find("ssl_fast.methods.pretrain", name)
-    config = cls.Config(**SMALL[name], norm=norm)
+    config = cls.Config(**SMALL[name])
+    if hasattr(config, "norm"):
+        config.norm = norm
     config.view = replace(config.view, size=16, blur=0.0)
     config.optimizer = replace(config.optimizer, warmup_epochs=0, **optimizer)
     torch.manual_seed(0)
-    backbone = build_backbone(BackboneConfig("resnet18", cifar_stem=True, width=8, depth="1,1,1,1", norm=norm))
-    return cls(config, backbone).to(dtype)
+    return cls(config, small_backbone(name, norm)).to(dtype)
+
+
+def small_backbone(method: str, norm: str) -> Backbone:
+    """The smallest network that the method takes."""
+    if method in TRANSFORMERS:
+        return build_backbone(BackboneConfig("test_vit", image_size=16, patch_size=4, depth="2"))
+    return build_backbone(BackboneConfig("resnet18", cifar_stem=True, width=8, depth="1,1,1,1", norm=norm))
 
 
 def make_trainer(

@@ -30,7 +30,7 @@ from ssl_fast.train.run import Stage
 from ssl_fast.train.tracking import Tracker
 from ssl_fast.train.trainer import TrainConfig, Trainer
 from tests.train.children import differing, end, start, wait_for
-from tests.train.runs import METHODS, make_method
+from tests.train.runs import METHODS, TRANSFORMERS, make_method
 
 EPOCHS, STEPS = 3, 5  # 15 steps; a checkpoint every 2 steps and at the end of each epoch
 BATCH, SIDE = 12, 16
@@ -152,11 +152,12 @@ def test_the_reference_holds_what_is_to_be_compared(references):
         assert [line["step"] for line in reference.metrics if "loss" in line] == list(range(1, EPOCHS * STEPS + 1))
         assert [line["step"] for line in reference.metrics if "mean_weight" in line] == [5, 10, 15]
         names = set(reference.state["method"])
-        assert any(name.startswith("backbone.") and name.endswith("running_var") for name in names)
-        assert any("teacher" in name for name in names) == (method not in ("simclr", "swav"))
+        statistics = any(name.startswith("backbone.") and name.endswith("running_var") for name in names)
+        assert statistics == (method not in TRANSFORMERS)
+        assert any("teacher" in name for name in names) == (method not in ("simclr", "swav", "mae"))
         assert any("queue" in name for name in names) == (method in ("moco", "swav"))
         moments = reference.state["optimizer"]["state"].values()
-        moment = "exp_avg" if method == "dino" else "momentum_buffer"
+        moment = "exp_avg" if method in ("dino", *TRANSFORMERS) else "momentum_buffer"
         assert moments and all(isinstance(m[moment], torch.Tensor) for m in moments)
 
 
