@@ -17,12 +17,18 @@ from ssl_fast.models.backbone import BackboneConfig, build_backbone
 from ssl_fast.train.checkpoint import Checkpoints
 from ssl_fast.train.trainer import TrainConfig, Trainer
 
-METHODS = ("simclr", "moco", "byol")
 SMALL = {
     "simclr": {"hidden_dim": 16, "dim": 8},
     "moco": {"hidden_dim": 16, "dim": 8, "queue_size": 50},
     "byol": {"hidden_dim": 16, "dim": 8},
+    "mocov3": {"hidden_dim": 16, "dim": 8},
+    "simsiam": {"hidden_dim": 16, "predictor_hidden_dim": 8, "dim": 16},
+    "nnclr": {"hidden_dim": 16, "predictor_hidden_dim": 16, "dim": 8, "queue_size": 50},
+    "supcon": {"hidden_dim": 16, "dim": 8},
+    "vicreg": {"hidden_dim": 16, "dim": 16},
+    "barlow_twins": {"hidden_dim": 16, "dim": 16},
 }
+METHODS = tuple(SMALL)
 
 
 def pictures(count: int = 60, side: int = 16) -> ArrayDataset:
