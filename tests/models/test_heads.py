@@ -12,7 +12,8 @@ from ssl_fast.models.heads import mlp
 def layers(head: nn.Sequential) -> str:
     names = {nn.Linear: "linear", nn.BatchNorm1d: "batch", nn.GroupNorm: "group", nn.ReLU: "relu"}
     return " ".join(
-        names[type(layer)] + ("+bias" if isinstance(layer, nn.Linear) and layer.bias is not None else "")
+        names[type(layer)]
+        + ("+bias" if isinstance(layer, nn.Linear) and layer.bias is not None else "")
         + ("-affine" if getattr(layer, "affine", True) is False else "")
         for layer in head
     )

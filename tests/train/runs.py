@@ -63,9 +63,17 @@ class Losses:
             self.values.append(values["loss"])
 
 
-def make_method(name: str, /, norm: str = "group", *, dtype: torch.dtype = torch.float32, **optimizer: Any) -> Method:
+def make_method(
+    name: str,
+    /,
+    norm: str = "group",
+    *,
+    head_norm: str = "",  # "": as the backbone
+    dtype: torch.dtype = torch.float32,
+    **optimizer: Any,
+) -> Method:
     cls = find("ssl_fast.methods.pretrain", name)
-    config = cls.Config(**SMALL[name], norm=norm)
+    config = cls.Config(**SMALL[name], norm=head_norm or norm)
     config.view = replace(config.view, size=16, blur=0.0)
     config.optimizer = replace(config.optimizer, warmup_epochs=0, **optimizer)
     torch.manual_seed(0)
