@@ -4,7 +4,7 @@
 
 with q = predictor(projector(backbone(view))) and k = teacher(view), a moving average of backbone and projector.
 
-Reference: Chen et al. 2021, arXiv:2104.02057 (Algorithm 1; section 4.1, and section 4.3 for the fixed patch projection).
+Reference: Chen et al. 2021, arXiv:2104.02057 (Algorithm 1; section 4.1; section 4.3 for the fixed patch projection).
 """
 
 from dataclasses import dataclass, field, replace
@@ -56,8 +56,8 @@ class MoCoV3(Method):
     Config = MoCoV3Config
     config: MoCoV3Config
     collapse_cause = (
-        "ViTs become unstable at high rates: keep method.fixed_patch_projection=true, lower the learning rate or lengthen "
-        "its warm-up"
+        "ViTs become unstable at high rates: keep method.fixed_patch_projection=true, lower the learning rate or "
+        "lengthen its warm-up"
     )
 
     def __init__(self, config: MoCoV3Config, backbone: Backbone) -> None:

@@ -45,8 +45,8 @@ class SimSiam(Method):
     Config = SimSiamConfig
     config: SimSiamConfig
     collapse_cause = (
-        "keep batch normalisation in the heads (method.norm=batch, more images a rank) and the predictor's rate constant "
-        "(method.fixed_predictor_lr=true), or lower the learning rate"
+        "keep batch normalisation in the heads (method.norm=batch, more images a rank) and the predictor's rate "
+        "constant (method.fixed_predictor_lr=true), or lower the learning rate"
     )
 
     def __init__(self, config: SimSiamConfig, backbone: Backbone) -> None:

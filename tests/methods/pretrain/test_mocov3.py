@@ -69,5 +69,5 @@ def test_weights_that_were_loaded_are_not_drawn_anew(tmp_path) -> None:
 
 
 def test_a_projector_of_one_layer_is_refused() -> None:
-    with pytest.raises(ValueError, match="method.projector_layers: expected at least 2, got 1"):
+    with pytest.raises(ValueError, match=r"method\.projector_layers: expected at least 2, got 1"):
         MoCoV3(MoCoV3.Config(projector_layers=1), build_backbone(VIT))
