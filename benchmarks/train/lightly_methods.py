@@ -4,7 +4,8 @@ Sizes are those of `methods_beside_lightly.OURS`.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,11 +25,12 @@ class Teaching(Peer):
 
     rising = True
 
-    def add_teacher(self, *networks: nn.Module) -> None:
+    def add_teacher(self, head: Callable[[], nn.Module]) -> None:
         from lightly.models.utils import deactivate_requires_grad
 
-        self.student = nn.Sequential(*networks)
-        self.teacher = copy.deepcopy(self.student)
+        self.student = nn.Sequential(self.backbone, head())
+        self.teacher = nn.Sequential(copy.deepcopy(self.backbone), head())  # weight norm refuses deepcopy
+        self.teacher.load_state_dict(self.student.state_dict())
         deactivate_requires_grad(self.teacher)
 
     @torch.no_grad()
@@ -50,7 +52,7 @@ class MoCo(Teaching):
         from lightly.loss import NTXentLoss
         from lightly.models.modules import MoCoProjectionHead
 
-        self.add_teacher(self.backbone, MoCoProjectionHead(features, HIDDEN, DIM))
+        self.add_teacher(partial(MoCoProjectionHead, features, HIDDEN, DIM))
         self.criterion = NTXentLoss(temperature=0.1, memory_bank_size=QUEUE)
 
     def loss(self, views: Sequence[Tensor], stacked: bool) -> Tensor:
@@ -62,7 +64,7 @@ class BYOL(Teaching):
         from lightly.loss import NegativeCosineSimilarity
         from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
 
-        self.add_teacher(self.backbone, BYOLProjectionHead(features, HIDDEN, DIM))
+        self.add_teacher(partial(BYOLProjectionHead, features, HIDDEN, DIM))
         self.predictor = BYOLPredictionHead(DIM, HIDDEN, DIM)
         self.criterion = NegativeCosineSimilarity()
 
@@ -159,7 +161,7 @@ class DINO(Teaching):
         from lightly.loss import DINOLoss
         from lightly.models.modules import DINOProjectionHead
 
-        self.add_teacher(self.backbone, DINOProjectionHead(features, HIDDEN, DIM, PROTOTYPES))
+        self.add_teacher(partial(DINOProjectionHead, features, HIDDEN, DIM, PROTOTYPES))
         self.criterion = DINOLoss(output_dim=PROTOTYPES, warmup_teacher_temp_epochs=0)
 
     def transform(self) -> Any:
