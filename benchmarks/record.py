@@ -34,17 +34,26 @@ def write(name: str, rows: list[Mapping[str, Any]], packages: Iterable[str] = ()
     return _write(name, [{**row, **found} for row in rows])
 
 
-def merge(name: str, rows: list[Mapping[str, Any]], packages: Iterable[str] = ()) -> Path:
-    """Puts the rows in the place of those of the same op and sizes, or at the end; all others stay as they are."""
+def merge(
+    name: str,
+    rows: list[Mapping[str, Any]],
+    packages: Iterable[str] = (),
+    key: tuple[str, ...] = ("op", "sizes"),
+) -> Path:
+    """Puts the rows in the place of those with the same key, or at the end; all others stay as they are."""
     path, found = RESULTS / f"{name}.csv", environment(packages)
     new = [{**row, **found} for row in rows]
-    measured = {(row["op"], row.get("sizes")) for row in new}
+    measured = {_key(row, key) for row in new}
     with path.open(newline="") if path.exists() else nullcontext([]) as file:
         old = list(csv.DictReader(file))
-    replaced = [row for row in old if (row["op"], row.get("sizes")) in measured]
+    replaced = [row for row in old if _key(row, key) in measured]
     place = old.index(replaced[0]) if replaced else len(old)
     old = [row for row in old if row not in replaced]
     return _write(name, [*old[:place], *new, *old[place:]])
+
+
+def _key(row: Mapping[str, Any], key: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(str(row.get(column)) for column in key)
 
 
 def _write(name: str, rows: list[Mapping[str, Any]]) -> Path:

@@ -82,6 +82,25 @@ def beside_lightly() -> str:
     return grid(["column", "images/s", "speed", "kNN top-1, mean (range)", "setting"], lines) + source(rows, name)
 
 
+def methods() -> str:
+    """Every pretraining method beside lightly's: medians of images/s, means of kNN."""
+    name = "train_methods"
+    if not (RESULTS / f"{name}.csv").exists():
+        return "Not measured yet: `python -m benchmarks.train.methods_beside_lightly --data cifar10.npz`."
+    rows = rows_of(name)
+    lines = []
+    for method in dict.fromkeys(r["method"] for r in rows):
+        mine = {c: [r for r in rows if (r["method"], r["column"]) == (method, c)] for c in ("lightly", "ours")}
+        if not all(mine.values()):
+            continue
+        rates = {c: statistics.median(float(r["images_per_second"]) for r in found) for c, found in mine.items()}
+        scores = [statistics.mean(float(r["knn_top1"]) for r in mine[c]) for c in ("lightly", "ours")]
+        cells = (f"{rates['lightly']:.0f}", f"{rates['ours']:.0f}", f"{rates['ours'] / rates['lightly']:.2f}x")
+        lines.append([method, *cells, *(f"{score:.3f}" for score in scores), str(len(mine["ours"]))])
+    header = ["method", "lightly, images/s", "ours", "speed", "lightly, kNN top-1", "ours", "seeds"]
+    return grid(header, lines) + source(rows, name)
+
+
 def pretrain() -> str:
     """The built-in job and CIFAR-10: one row a run."""
     name = "pretrain"
@@ -121,7 +140,13 @@ def book() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-TABLES = {"contrastive": contrastive, "steps": steps, "beside_lightly": beside_lightly, "pretrain": pretrain}
+TABLES = {
+    "contrastive": contrastive,
+    "steps": steps,
+    "beside_lightly": beside_lightly,
+    "methods": methods,
+    "pretrain": pretrain,
+}
 
 
 def main() -> None:

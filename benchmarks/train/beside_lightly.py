@@ -11,6 +11,7 @@ Needs `pip install lightly==1.6.0`. About 45 minutes on two cores.
 import argparse
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.data.views import View
 from ssl_fast.eval.features import extract_features
 from ssl_fast.eval.knn import knn_accuracy
+from ssl_fast.methods.base import Method
 from ssl_fast.methods.pretrain.simclr import SimCLR
 from ssl_fast.models.backbone import BackboneConfig, build_backbone
 from ssl_fast.optim.config import OptimizerConfig
@@ -38,9 +40,12 @@ VIEW = View(
 )
 
 
-def backbone(seed: int) -> nn.Module:
+NORMALIZE = {"mean": list(MEAN), "std": list(STD)}
+
+
+def backbone(seed: int, **options: Any) -> nn.Module:
     torch.manual_seed(seed)
-    return build_backbone(BackboneConfig("resnet18", cifar_stem=True))
+    return build_backbone(BackboneConfig("resnet18", cifar_stem=True, **options))
 
 
 class Pictures(Dataset):
@@ -58,31 +63,67 @@ class Pictures(Dataset):
         return self.transform(Image.fromarray(self.images[i]))
 
 
-def lightly_loader(images: np.ndarray, batch: int, workers: int) -> DataLoader:
-    from lightly.transforms import SimCLRTransform
+class Peer(nn.Module):
+    """A method of lightly's parts around our backbone, as its examples put them together. This one is SimCLR."""
 
-    transform = SimCLRTransform(
-        input_size=32, cj_strength=0.5, gaussian_blur=0.0, normalize={"mean": list(MEAN), "std": list(STD)}
-    )
+    lr = LR
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.build(backbone.num_features)
+
+    def build(self, features: int) -> None:
+        """The heads on `features` numbers, and the loss."""
+        from lightly.loss import NTXentLoss
+        from lightly.models.modules import SimCLRProjectionHead
+
+        self.projector = SimCLRProjectionHead(features, HIDDEN, DIM)
+        self.criterion = NTXentLoss(temperature=TEMPERATURE)
+
+    def transform(self) -> Any:
+        """From a PIL image to its views."""
+        from lightly.transforms import SimCLRTransform
+
+        return SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0, normalize=NORMALIZE)
+
+    def loss(self, views: Sequence[Tensor], stacked: bool) -> Tensor:
+        return self.criterion(*encode(nn.Sequential(self.backbone, self.projector), views[0], views[1], stacked))
+
+    def after_step(self, progress: float) -> None:
+        """Teachers move here; `progress` is the share of all steps done."""
+
+
+def simclr_peer(seed: int) -> Peer:
+    return Peer(backbone(seed))
+
+
+def lightly_loader(images: np.ndarray, transform: Any, batch: int, workers: int) -> DataLoader:
     options: dict[str, Any] = {"persistent_workers": True} if workers else {}
     return DataLoader(Pictures(images, transform), batch, shuffle=True, drop_last=True, num_workers=workers, **options)
 
 
 def train_lightly(
-    images: np.ndarray, batch: int, epochs: int, seed: int, workers: int, threads: int, ours: bool, steps: int = 0
+    make: Callable[[int], Peer],
+    images: np.ndarray,
+    batch: int,
+    epochs: int,
+    seed: int,
+    workers: int,
+    threads: int,
+    ours: bool,
+    steps: int = 0,
 ) -> tuple[nn.Module, float]:
     """Trains with lightly's parts; with `ours`, under our bf16, channels_last and stacked views. -> images/s."""
-    from lightly.loss import NTXentLoss
-    from lightly.models.modules import SimCLRProjectionHead
-
     torch.set_num_threads(threads)
-    model = nn.Sequential(backbone(seed), SimCLRProjectionHead(512, HIDDEN, DIM))
+    model = make(seed)
     if ours:
         model = model.to(memory_format=torch.channels_last)
-    criterion = NTXentLoss(temperature=TEMPERATURE)
-    optimizer = torch.optim.SGD(model.parameters(), LR * batch / 256, MOMENTUM, weight_decay=WEIGHT_DECAY)
-    loader = lightly_loader(images, batch, workers)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, model.lr * batch / 256, MOMENTUM, weight_decay=WEIGHT_DECAY)
+    loader = lightly_loader(images, model.transform(), batch, workers)
+    total = epochs * len(loader)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     done, begun = 0, time.perf_counter()
     for _ in range(epochs):
         for views in loader:
@@ -90,12 +131,12 @@ def train_lightly(
             if steps and done == 2:
                 begun = time.perf_counter()  # timing a loader: workers are up and kernels are chosen
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=ours):
-                z0, z1 = encode(model, views[0], views[1], ours)
-                loss = criterion(z0, z1)
+                loss = model.loss(views, ours)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
+            model.after_step(done / total)
             if steps and done > steps:
                 return model, steps * batch / (time.perf_counter() - begun)
     return model, done * batch / (time.perf_counter() - begun)
@@ -107,24 +148,31 @@ def encode(model: nn.Module, first: Tensor, second: Tensor, stacked: bool) -> tu
     return model(torch.cat([first, second]).contiguous(memory_format=torch.channels_last)).chunk(2)
 
 
-def best_setting(images: np.ndarray, batch: int, ours: bool) -> tuple[int, int, float]:
+def best_setting(make: Callable[[int], Peer], images: np.ndarray, batch: int, ours: bool) -> tuple[int, int, float]:
     """Workers and threads at which lightly is fastest, by a few steps each."""
     rates = {}
     for workers in (0, 1, 2):
         for threads in (1, 2):
-            _, rates[workers, threads] = train_lightly(images, batch, 1, 0, workers, threads, ours, steps=3)
+            _, rates[workers, threads] = train_lightly(make, images, batch, 1, 0, workers, threads, ours, steps=3)
             print(f"  {workers} workers, {threads} threads: {rates[workers, threads]:.1f} images/s", flush=True)
     (workers, threads), rate = max(rates.items(), key=lambda item: item[1])
     return workers, threads, rate
 
 
-def train_ours(dataset: Any, batch: int, epochs: int, seed: int) -> tuple[nn.Module, float]:
-    optimizer = OptimizerConfig("sgd", LR, warmup_epochs=0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-    config = SimCLR.Config(temperature=TEMPERATURE, hidden_dim=HIDDEN, dim=DIM, view=VIEW, optimizer=optimizer)
-    method = SimCLR(config, backbone(seed))
+def sgd(lr: float = LR) -> OptimizerConfig:
+    return OptimizerConfig("sgd", lr, warmup_epochs=0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+
+
+def simclr(seed: int) -> SimCLR:
+    config = SimCLR.Config(temperature=TEMPERATURE, hidden_dim=HIDDEN, dim=DIM, view=VIEW, optimizer=sgd())
+    return SimCLR(config, backbone(seed))
+
+
+def train_ours(method: Method, dataset: Any, batch: int, epochs: int, seed: int) -> tuple[nn.Module, float]:
     torch.set_num_threads(2)
     begun = time.perf_counter()
-    loader = Loader(dataset, (VIEW, VIEW), LoaderConfig(), batch_size=batch, seed=seed, shuffle=True, drop_last=True)
+    views = method.views(method.config)
+    loader = Loader(dataset, views, LoaderConfig(), batch_size=batch, seed=seed, shuffle=True, drop_last=True)
     train = TrainConfig(epochs=epochs, batch_size=batch, seed=seed, monitor_every=0, device="cpu")
     figures = Trainer(method, loader, train).fit()
     return method.backbone, figures["steps"] * batch / (time.perf_counter() - begun)
@@ -151,19 +199,21 @@ def main() -> None:
     config = Arrays.Config(path=args.data, limit=args.images)
     train_set, test_set = Arrays(config, "train"), Arrays(config, "test")
     images = np.ascontiguousarray(train_set.arrays)
-    settings = {"lightly": best_setting(images, args.batch, False), "lightly+": best_setting(images, args.batch, True)}
+    settings = {
+        name: best_setting(simclr_peer, images, args.batch, name != "lightly") for name in ("lightly", "lightly+")
+    }
 
     rows: list[dict[str, Any]] = []
     for seed in range(args.seeds):
         for column in ("lightly", "ours", "lightly+"):
             if column == "ours":
-                model, rate = train_ours(train_set, args.batch, args.epochs, seed)
+                model, rate = train_ours(simclr(seed), train_set, args.batch, args.epochs, seed)
             else:
                 workers, threads, _ = settings[column]
                 model, rate = train_lightly(
-                    images, args.batch, args.epochs, seed, workers, threads, ours=column == "lightly+"
+                    simclr_peer, images, args.batch, args.epochs, seed, workers, threads, ours=column == "lightly+"
                 )
-                model = model[0]
+                model = model.backbone
             score = knn(model, train_set, test_set)
             setting = "auto" if column == "ours" else f"{workers} workers, {threads} threads"
             row = {"column": column, "seed": seed, "images_per_second": round(rate, 1), "knn_top1": round(score, 4)}

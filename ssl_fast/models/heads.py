@@ -16,10 +16,10 @@ NORMS = ("batch", "group", "none")
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "gelu": nn.GELU}
 
 
-def _norm_layer(kind: str, size: int) -> list[nn.Module]:
+def _norm_layer(kind: str, size: int, affine: bool = True) -> list[nn.Module]:
     if kind == "batch":
-        return [nn.BatchNorm1d(size)]
-    return [group_norm(size)] if kind == "group" else []
+        return [nn.BatchNorm1d(size, affine=affine)]
+    return [group_norm(size, affine)] if kind == "group" else []
 
 
 def mlp(
@@ -27,6 +27,7 @@ def mlp(
     *,
     norm: str = "batch",
     last_norm: bool = False,
+    last_affine: bool = True,
     last_bias: bool = True,
     activation: str = "relu",
 ) -> nn.Sequential:
@@ -40,6 +41,7 @@ def mlp(
         sizes: input, hidden and output widths, two or more.
         norm: "batch", "group" (independent of the batch) or "none", after each hidden layer.
         last_norm: put the norm after the last layer too.
+        last_affine: whether that norm has scales and shifts of its own.
         last_bias: bias of the last layer; ignored where `last_norm` removes it.
         activation: "relu" or "gelu", after each hidden layer.
 
@@ -59,7 +61,7 @@ def mlp(
     for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         normed = norm != "none" and (i < last or last_norm)
         layers.append(nn.Linear(inputs, outputs, bias=not normed and (i < last or last_bias)))
-        layers += _norm_layer(norm, outputs) if normed else []
+        layers += _norm_layer(norm, outputs, last_affine or i < last) if normed else []
         layers += [ACTIVATIONS[activation]()] if i < last else []
     return nn.Sequential(*layers)
 

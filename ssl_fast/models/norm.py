@@ -11,12 +11,13 @@ CHANNELS_PER_GROUP = 16  # Wu & He 2018, Table 3: 16 channels a group is as good
 
 def group_norm(
     num_channels: int,
+    affine: bool = True,
 ) -> nn.GroupNorm:
     """GroupNorm with 16 channels in a group, or the largest common divisor with 16 where that does not divide.
 
     Reference: Wu and He 2018, arXiv:1803.08494.
     """
-    return nn.GroupNorm(num_channels // math.gcd(num_channels, CHANNELS_PER_GROUP), num_channels)
+    return nn.GroupNorm(num_channels // math.gcd(num_channels, CHANNELS_PER_GROUP), num_channels, affine=affine)
 
 
 def _as_group_norm(norm: nn.BatchNorm2d) -> nn.Module:

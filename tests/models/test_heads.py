@@ -13,7 +13,9 @@ def layers(head: nn.Sequential) -> str:
     names = {nn.Linear: "linear", nn.BatchNorm1d: "batch", nn.GroupNorm: "group", nn.ReLU: "relu"}
     names[nn.GELU] = "gelu"
     return " ".join(
-        names[type(layer)] + ("+bias" if isinstance(layer, nn.Linear) and layer.bias is not None else "")
+        names[type(layer)]
+        + ("+bias" if isinstance(layer, nn.Linear) and layer.bias is not None else "")
+        + ("-affine" if getattr(layer, "affine", True) is False else "")
         for layer in head
     )
 
@@ -26,6 +28,7 @@ def layers(head: nn.Sequential) -> str:
         ([64, 64, 32], {"norm": "none"}, "linear+bias relu linear+bias"),  # MoCo v2
         ([64, 128, 32], {}, "linear batch relu linear+bias"),  # BYOL
         ([64, 128, 32], {"last_bias": False}, "linear batch relu linear"),
+        ([64, 128, 32], {"last_norm": True, "last_affine": False}, "linear batch relu linear batch-affine"),  # SimSiam
         ([64, 128, 32], {"norm": "group", "last_norm": True}, "linear group relu linear group"),
         ([64, 128, 32], {"norm": "none", "last_norm": True}, "linear+bias relu linear+bias"),
         ([64, 32], {}, "linear+bias"),

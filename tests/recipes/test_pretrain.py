@@ -102,4 +102,5 @@ def test_every_preset_composes(preset: str) -> None:
     with hydra.initialize(config_path=None, version_base="1.3"):
         composed = OmegaConf.to_object(hydra.compose("PretrainConfig", [f"+preset={preset}"]))
     assert preset.startswith(("photo_patches", composed.method.name))
-    assert composed.train.epochs >= 1 and (composed.method.view.blur == 0 or preset.endswith("imagenet"))
+    assert composed.train.epochs >= 1
+    assert "imagenet" in preset or composed.method.view.blur == 0  # small pictures are not blurred

@@ -17,7 +17,6 @@ from ssl_fast.models.backbone import Backbone, BackboneConfig, build_backbone
 from ssl_fast.train.checkpoint import Checkpoints
 from ssl_fast.train.trainer import TrainConfig, Trainer
 
-METHODS = ("simclr", "moco", "byol", "swav", "dino", "dinov2", "mae")
 SMALL = {
     "simclr": {"hidden_dim": 16, "dim": 8},
     "moco": {"hidden_dim": 16, "dim": 8, "queue_size": 50},
@@ -28,7 +27,14 @@ SMALL = {
     "dinov2": {"hidden_dim": 16, "bottleneck_dim": 8, "num_prototypes": 12, "num_local": 2, "freeze_last_layer": 0.1}
     | {"local_size": 16},  # timm resamples positions in fp32, which a run in float64 would show
     "mae": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
+    "mocov3": {"hidden_dim": 16, "dim": 8},
+    "simsiam": {"hidden_dim": 16, "predictor_hidden_dim": 8, "dim": 16},
+    "nnclr": {"hidden_dim": 16, "predictor_hidden_dim": 16, "dim": 8, "queue_size": 50},
+    "supcon": {"hidden_dim": 16, "dim": 8},
+    "vicreg": {"hidden_dim": 16, "dim": 16},
+    "barlow_twins": {"hidden_dim": 16, "dim": 16},
 }
+METHODS = tuple(SMALL)
 TRANSFORMERS = ("dinov2", "mae")
 
 
@@ -64,11 +70,19 @@ class Losses:
             self.values.append(values["loss"])
 
 
-def make_method(name: str, /, norm: str = "group", *, dtype: torch.dtype = torch.float32, **optimizer: Any) -> Method:
+def make_method(
+    name: str,
+    /,
+    norm: str = "group",
+    *,
+    head_norm: str = "",  # "": as the backbone
+    dtype: torch.dtype = torch.float32,
+    **optimizer: Any,
+) -> Method:
     cls = find("ssl_fast.methods.pretrain", name)
     config = cls.Config(**SMALL[name])
     if hasattr(config, "norm"):
-        config.norm = norm
+        config.norm = head_norm or norm
     config.view = replace(config.view, size=16, blur=0.0)
     config.optimizer = replace(config.optimizer, warmup_epochs=0, **optimizer)
     torch.manual_seed(0)

@@ -1,11 +1,25 @@
-"""SimCLR: which loss its embeddings are given."""
+"""SimCLR beside lightly's head and loss, and which loss its embeddings are given."""
 
 import torch
+from lightly.loss import NTXentLoss
+from lightly.models.modules import SimCLRProjectionHead
+from torch import Tensor
 
 from ssl_fast import dcl, nt_xent
 from ssl_fast.data.views import Batch
 from ssl_fast.methods.pretrain.simclr import SimCLR
 from ssl_fast.models.backbone import BackboneConfig, build_backbone
+from tests.methods.pretrain.oracles import batch_of, compare, make_pair
+
+
+def test_the_first_step_is_lightlys() -> None:
+    method, oracle = make_pair("simclr", projector=SimCLRProjectionHead(64, 16, 8))
+
+    def loss(batch: Batch) -> Tensor:
+        z1, z2 = (oracle.projector(oracle.backbone(view)) for view in batch.views)
+        return NTXentLoss(temperature=0.1)(z1, z2)
+
+    compare(method, oracle, loss, batch_of(method))
 
 
 def test_the_loss_is_nt_xent_or_its_decoupled_form() -> None:
