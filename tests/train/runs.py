@@ -9,19 +9,24 @@ import torch
 
 from ssl_fast import distributed
 from ssl_fast.config import find
+from ssl_fast.data.captions import add_captions
 from ssl_fast.data.dataset import ArrayDataset
 from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.data.views import Batch
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import BackboneConfig, build_backbone
+from ssl_fast.models.text import TextConfig
 from ssl_fast.train.checkpoint import Checkpoints
 from ssl_fast.train.trainer import TrainConfig, Trainer
 
-METHODS = ("simclr", "moco", "byol")
-SMALL = {
+METHODS = ("simclr", "moco", "byol", "clip", "siglip")
+TEXT = TextConfig(width=16, layers=1, heads=2, context_length=12, vocab_size=600)
+SMALL: dict[str, dict[str, Any]] = {
     "simclr": {"hidden_dim": 16, "dim": 8},
     "moco": {"hidden_dim": 16, "dim": 8, "queue_size": 50},
     "byol": {"hidden_dim": 16, "dim": 8},
+    "clip": {"dim": 8, "text": TEXT},
+    "siglip": {"dim": 8, "text": replace(TEXT, causal=False, pool="last")},
 }
 
 
@@ -59,7 +64,8 @@ class Losses:
 
 def make_method(name: str, /, norm: str = "group", *, dtype: torch.dtype = torch.float32, **optimizer: Any) -> Method:
     cls = find("ssl_fast.methods.pretrain", name)
-    config = cls.Config(**SMALL[name], norm=norm)
+    norms = {"norm": norm} if hasattr(cls.Config, "norm") else {}
+    config = cls.Config(**SMALL[name], **norms)
     config.view = replace(config.view, size=16, blur=0.0)
     config.optimizer = replace(config.optimizer, warmup_epochs=0, **optimizer)
     torch.manual_seed(0)
@@ -71,6 +77,7 @@ def make_trainer(
     method: Method, *, batch_size: int, epochs: int, checkpoints: Checkpoints | None = None, **train: Any
 ) -> Trainer:
     dataset = pictures()
+    add_captions(dataset, "classes", method.tokenizer(method.config))
     views = tuple(replace(v, mean=dataset.mean, std=dataset.std) for v in method.views(method.config))
     loader: Any = Loader(
         dataset,
