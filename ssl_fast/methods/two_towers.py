@@ -26,9 +26,12 @@ from ssl_fast.optim.config import OptimizerConfig
 MAX_LOG_SCALE = math.log(100)  # CLIP, section 2.5: logits are never scaled by more than 100
 
 
-def nearly_whole_image() -> View:
-    """A square crop of nearly all of the image and nothing else, as in open_clip's training."""
-    return View(crop_scale=(0.9, 1.0), interpolation="bicubic", flip=0.0)
+def square_crop() -> View:
+    """CLIP's only augmentation, a random square crop (section 2.4), here of half the image's area or more.
+
+    Where none fits, as in long pictures, it is the central square.
+    """
+    return View(crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0), interpolation="bicubic", flip=0.0)
 
 
 @dataclass
@@ -40,7 +43,7 @@ class TwoTowersConfig:
     scale: float = 1 / 0.07  # exp(t) at first
     freeze_backbone: bool = False  # learn a text tower for the features that `backbone.weights` brings
     text: TextConfig = field(default_factory=TextConfig)
-    view: View = field(default_factory=nearly_whole_image)
+    view: View = field(default_factory=square_crop)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             name="adamw",
