@@ -65,7 +65,6 @@ class TwoTowers(Method):
     """
 
     config: Any
-    collapse_cause = "it passes within some hundred steps of a new network; else lower the learning rate"
 
     def __init__(self, config: Any, backbone: Backbone) -> None:
         super().__init__(config, backbone)

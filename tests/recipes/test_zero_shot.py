@@ -11,10 +11,17 @@ from PIL import Image
 pytest.importorskip("open_clip")
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (40, 40, 210), "yellow": (220, 210, 40)}
-TINY = ["backbone.width=8", 'backbone.depth="1,1,1,1"', "method.dim=16", "method.view.size=16", "method.text.width=32"]
+TINY = [
+    "backbone.width=8",
+    "backbone.norm=group",
+    'backbone.depth="1,1,1,1"',
+    "method.dim=16",
+    "method.view.size=16",
+    "method.text.width=32",
+]
 TINY += ["method.text.layers=1", "method.text.heads=2", "method.text.context_length=12", "method.text.vocab_size=1024"]
 TINY += ["method.optimizer.lr=3e-3", "method.optimizer.warmup_epochs=0", "train.batch_size=16", "train.device=cpu"]
-TINY += ["train.epochs=12", "train.monitor_every=0", "data.workers=0"]
+TINY += ["train.epochs=25", "train.monitor_every=0", "data.workers=0"]
 
 
 @pytest.fixture(scope="module")
