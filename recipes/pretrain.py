@@ -4,7 +4,8 @@
     python recipes/pretrain.py method=moco data=arrays data.path=cifar10.npz backbone.cifar_stem=true train.epochs=50
     torchrun --nproc-per-node 8 recipes/pretrain.py data=image_folder data.root=images train.batch_size=4096
 
-Reads a data set. Writes backbone.safetensors + backbone.json, neighbours.png and result.json into runs/<run>/pretrain.
+Reads a data set. Writes backbone.safetensors + backbone.json, neighbours.png and result.json into runs/<run>/pretrain,
+and with method=clip or siglip towers.safetensors + towers.json, for zero_shot.
 The same command again resumes, or says that it is finished.
 """
 
@@ -55,9 +56,10 @@ class PretrainConfig:
 
 
 def pretrain(config: PretrainConfig, stage: Stage) -> tuple[dict[str, Any], list[str]]:
-    train_set, test_set = (open_dataset(config.data, split) for split in ("train", config.evaluate))
-    backbone_config = replace(config.backbone, in_channels=train_set.channels)
     method_class = find(METHODS, config.method.name)
+    train_set = open_dataset(config.data, "train", method_class.tokenizer(config.method))
+    test_set = open_dataset(config.data, config.evaluate)
+    backbone_config = replace(config.backbone, in_channels=train_set.channels)
     method_config = replace(config.method, view=fitted(config.method.view, train_set))
     views = tuple(replace(v, mean=train_set.mean, std=train_set.std) for v in method_class.views(method_config))
     size = config.eval_size or views[0].size
@@ -98,10 +100,11 @@ def pretrain(config: PretrainConfig, stage: Stage) -> tuple[dict[str, Any], list
         return {}, []
     kinds["learned"] = pair(method.backbone, train_set, test_set, eval_view)
     save_backbone(stage.path, method.backbone, asdict(eval_view))
+    products = ["backbone.safetensors", "backbone.json", "neighbours.png", *method.save(stage.path)]
     save_picture(stage.path / "neighbours.png", train_set, test_set, kinds)
     protocol = knn_protocol(config.knn, "backbone feature h") | {"split": config.evaluate}
     result = {**knn_scores(kinds, config.knn), **figures, "engine": loader.engine, "knn_protocol": protocol}
-    return result, ["backbone.safetensors", "backbone.json", "neighbours.png"]
+    return result, products
 
 
 def fitted(view: View, data: Any) -> View:

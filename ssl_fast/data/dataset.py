@@ -7,7 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from ssl_fast.data.captions import Captions, Tokenize, chosen
 
 Image = NDArray[np.uint8]  # [H, W, C]
 Labels = NDArray[np.int64]  # [N], or [N, C] of 0 and 1 where a sample may have several classes
@@ -27,6 +31,8 @@ class Dataset(ABC):
         names: file names, or None.
         sizes: (H, W) of each image, where that is known without reading it.
         scaled_decode: `fetch` takes a second argument: by how much each image may be decoded smaller.
+        captions: texts of each sample, one or more, or None.
+        tokenize: makes rows of tokens of texts; None where batches are to have none.
     """
 
     labels: Labels | None = None
@@ -38,6 +44,8 @@ class Dataset(ABC):
     names: list[str] | None = None
     sizes: NDArray[np.int64] | None = None  # [N, 2]
     scaled_decode: bool = False
+    captions: Captions | None = None
+    tokenize: Tokenize | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -68,6 +76,17 @@ class Dataset(ABC):
         if self.arrays is not None:
             return self.arrays[index], index
         return [self.read(int(i)) for i in index], index
+
+    def extras(
+        self,
+        index: NDArray[np.int64],  # [N]
+        seed: int,
+        epoch: int,
+    ) -> dict[str, Tensor]:
+        """Rows for `Batch.extras`: the "tokens" [N, L] int64 of a caption of each sample, where `tokenize` is set."""
+        if self.tokenize is None or self.captions is None:
+            return {}
+        return {"tokens": torch.from_numpy(self.tokenize(chosen(self.captions, index, seed, epoch)))}
 
 
 class ArrayDataset(Dataset):

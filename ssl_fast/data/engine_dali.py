@@ -75,8 +75,9 @@ class DaliSource:
         self._pipeline.schedule_run()  # fills the queue
         for _ in jobs:
             outputs = self._outputs()
-            _, table, index = self._running.popleft()
+            job, table, index = self._running.popleft()
             batch = self._batch(outputs, table, index)
+            batch.extras |= self.dataset.extras(index, job.seed, job.epoch)
             self._pipeline.release_outputs()
             self._pipeline.schedule_run()
             yield batch

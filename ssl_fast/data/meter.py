@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 BOUND = 0.1  # share of a step that is spent waiting for data, from which on training is called data-bound
-_PARTS = ("decode", "augment", "copy")
+_PARTS = ("decode", "augment", "tokenize", "copy")
 
 
 def describe(

@@ -49,16 +49,18 @@ class ResidentSource:
         for begin in range(0, len(dataset), _AT_A_TIME):
             part = slice(begin, begin + _AT_A_TIME)
             self._images[part] = torch.from_numpy(np.array(dataset.arrays[part]))
+        self._dataset = dataset
         self._labels = None if dataset.labels is None else torch.from_numpy(np.array(dataset.labels))
-        self._tables = ahead(self._table, prefetch)
+        self._parameters = ahead(self._drawn, prefetch)
 
     def __call__(self, jobs: list[Job]) -> Iterator[Batch]:
         """The batches of `jobs` in order."""
-        for job, table in zip(jobs, self._tables(jobs), strict=True):
+        for job, (table, extras) in zip(jobs, self._parameters(jobs), strict=True):
             index = torch.from_numpy(np.array(job.index))
             labels = None if self._labels is None else self._labels[index]
-            yield Batch(self._engine(self._images, table, job.index), labels, index)
+            yield Batch(self._engine(self._images, table, job.index), labels, index, extras)
 
-    def _table(self, job: Job) -> Tensor:  # [N, V, P]
+    def _drawn(self, job: Job) -> tuple[Tensor, dict[str, Tensor]]:  # [N, V, P], extras
         sizes = np.tile(self._images.shape[1:3], (len(job.index), 1))
-        return draw(self._engine.views, job.seed, job.epoch, job.index, sizes)
+        table = draw(self._engine.views, job.seed, job.epoch, job.index, sizes)
+        return table, self._dataset.extras(job.index, job.seed, job.epoch)

@@ -1,9 +1,12 @@
-"""Tables as rows of text: CSV and TSV by the standard library, parquet by pyarrow."""
+"""Tables as rows of text: CSV, TSV and JSON lines by the standard library, parquet by pyarrow."""
 
 from __future__ import annotations
 
 import csv
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +15,9 @@ Row = dict[str, str]
 
 
 def read_table(path: str, columns: dict[str, list[str]]) -> list[Row]:
-    """The rows of a table: `.tsv` and `.parquet` by their ending, all others are CSV (UTF-8, with a header line).
+    """The rows of a table: `.tsv`, `.jsonl`, `.parquet` by their ending, all others are CSV (UTF-8, a header line).
+
+    JSON lines are an object each; one with a list of values stands for as many rows as the list is long.
 
     Args:
         path: the file.
@@ -23,11 +28,14 @@ def read_table(path: str, columns: dict[str, list[str]]) -> list[Row]:
         ImportError: a parquet file, and pyarrow is not installed.
     """
     if not path:
-        raise ValueError("data.path: expected a CSV file, or .tsv or .parquet")
-    kind = {".tsv": "TSV", ".parquet": "parquet"}.get(Path(path).suffix.lower(), "CSV")
+        raise ValueError("data.path: expected a CSV file, or .tsv, .jsonl or .parquet")
+    kind = {".tsv": "TSV", ".jsonl": "JSON lines", ".parquet": "parquet"}.get(Path(path).suffix.lower(), "CSV")
     wanted = [name for names in columns.values() for name in names]
     try:
-        known, rows = _parquet(path, wanted) if kind == "parquet" else _text(path, "\t" if kind == "TSV" else ",")
+        if kind == "JSON lines":
+            known, rows = _json_lines(path)
+        else:
+            known, rows = _parquet(path, wanted) if kind == "parquet" else _text(path, "\t" if kind == "TSV" else ",")
     except (OSError, ValueError, csv.Error) as error:  # UnicodeDecodeError and pyarrow's ArrowInvalid are ValueError
         raise ValueError(f"data.path: {path} cannot be read as {kind}: {error}") from error
     for setting, names in columns.items():
@@ -41,6 +49,32 @@ def _text(path: str, delimiter: str) -> tuple[list[str], list[Row]]:
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, delimiter=delimiter)
         return list(reader.fieldnames or []), list(reader)
+
+
+def _json_lines(path: str) -> tuple[list[str], list[Row]]:
+    known: dict[str, None] = {}
+    rows: list[Row] = []
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+            if not isinstance(entry, dict):
+                raise ValueError(f"line {number} is no object")
+            known |= dict.fromkeys(entry)
+            rows += _flat(entry)
+    return list(known), [{name: row.get(name, "") for name in known} for row in rows]
+
+
+def _flat(entry: dict[str, Any]) -> Iterator[Row]:
+    """An object as rows of text: one for each value of its lists."""
+    longest = max((len(value) for value in entry.values() if isinstance(value, list)), default=1)
+    for i in range(longest):
+        cells = {name: value[i : i + 1] if isinstance(value, list) else [value] for name, value in entry.items()}
+        yield {name: str(cell[0]) if cell and cell[0] is not None else "" for name, cell in cells.items()}
 
 
 def _parquet(path: str, wanted: list[str]) -> tuple[list[str], list[Row]]:

@@ -42,8 +42,8 @@ class Job:
     index: NDArray[np.int64]  # [N]
 
 
-# What crosses between processes: views, labels, index, and the seconds that they took.
-Parts = tuple[tuple[Tensor, ...], Tensor | None, Tensor, dict[str, float]]
+# What crosses between processes: views, labels, index, extras, and the seconds that they took.
+Parts = tuple[tuple[Tensor, ...], Tensor | None, Tensor, dict[str, Tensor], dict[str, float]]
 Source = Callable[[list[Job]], Iterator[Batch]]
 Made = TypeVar("Made")
 
@@ -64,8 +64,11 @@ class BatchMaker(TorchDataset[Parts]):
         labels = self.dataset.labels
         chosen = None if labels is None else torch.from_numpy(labels[found])
         views = self.engine(images, table)
-        seconds = {"decode": decoded - began, "augment": time.perf_counter() - decoded}
-        return views, chosen, torch.from_numpy(np.array(found)), seconds
+        augmented = time.perf_counter()
+        extras = self.dataset.extras(found, job.seed, job.epoch)
+        seconds = {"decode": decoded - began, "augment": augmented - decoded}
+        seconds |= {"tokenize": time.perf_counter() - augmented} if extras else {}
+        return views, chosen, torch.from_numpy(np.array(found)), extras, seconds
 
     def _whole(self, job: Job) -> tuple[Images, NDArray[np.int64], Tensor]:
         images, found = self.dataset.fetch(job.index)
@@ -83,8 +86,8 @@ class BatchMaker(TorchDataset[Parts]):
 
     def batch(self, job: Job, pin: bool = False) -> Batch:
         """The job's batch, in pinned memory if wanted."""
-        views, labels, index, seconds = self[job]
-        batch = Batch(views, labels, index, seconds=seconds)
+        views, labels, index, extras, seconds = self[job]
+        batch = Batch(views, labels, index, extras, seconds)
         return batch.pinned() if pin else batch
 
 
@@ -148,7 +151,7 @@ class Workers:
         """The batches of `jobs` in order; an earlier, unfinished call is ended."""
         self._jobs[:] = jobs
         parts = iter(self._loader) if self._processes else self._start()
-        return (Batch(tuple(views), labels, index, seconds=seconds) for views, labels, index, seconds in parts)
+        return (Batch(tuple(views), *others) for views, *others in parts)
 
     def _start(self) -> Iterator[Any]:
         before = set(multiprocessing.active_children())

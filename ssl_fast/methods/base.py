@@ -5,7 +5,8 @@ accumulation cuts a step in two (GradCache, Gao et al. 2021, arXiv:2101.06983): 
 time, while a loss that couples samples must see all of them at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +47,11 @@ class Method(nn.Module):
         """The views that the loader must make of every image, in the order of `Batch.views`."""
         raise NotImplementedError
 
+    @staticmethod
+    def tokenizer(config: Any) -> Callable[[Sequence[str]], Any] | None:
+        """What makes the rows `batch.extras["tokens"]` [N, L] of captions; None for a method that reads none."""
+        return None
+
     def extras(self, batch: Batch, key: int) -> dict[str, Tensor]:
         """Random per-sample rows that a step needs (masks), each [N, ...]; they join `batch.extras`.
 
@@ -85,6 +91,10 @@ class Method(nn.Module):
 
     def after_step(self, progress: float) -> None:
         """Called once after an optimiser step that was not skipped: teacher updates, queue writes, centres."""
+
+    def save(self, folder: Path) -> list[str]:
+        """Writes what later stages need beside the backbone; the names of the files."""
+        return []
 
     def forward(self, batch: Batch, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One whole step through the wrapper's hooks (DDP, FSDP): the embeddings and the losses."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_fast.config import classes_in
+from ssl_fast.data.captions import CaptionsConfig
 from ssl_fast.data.loader import LoaderConfig
 from ssl_fast.data.views import View
 
@@ -15,9 +16,9 @@ BACKBONE_FILES = ("backbone.safetensors", "backbone.json")
 
 
 def data_options() -> dict[str, type]:
-    """The values of `data=`: a data set's options and the loader's, side by side in one dataclass."""
+    """The values of `data=`: a data set's options, its captions' and the loader's, side by side in one dataclass."""
     return {
-        name: make_dataclass(f"{name}_data", [], bases=(found.Config, LoaderConfig))  # type: ignore[attr-defined]
+        name: make_dataclass(f"{name}_data", [], bases=(found.Config, CaptionsConfig, LoaderConfig))  # type: ignore[attr-defined]
         for name, found in classes_in("ssl_fast.data.datasets").items()
     }
 

@@ -84,11 +84,15 @@ def test_an_epoch_left_early_and_a_resumed_one(folder):
 
 def test_a_file_that_breaks_after_the_scan_is_replaced(folder):
     dataset = open_folder(folder)
+    dataset.captions = [[str(i), str(100 + i)] for i in range(len(dataset))]
+    dataset.tokenize = lambda texts: np.array([[int(text)] for text in texts])
     (folder / "10.jpg").write_bytes((folder / "10.jpg").read_bytes()[:700])
     (folder / "13.png").unlink()
     ours, theirs = (list(loader(dataset, engine).epoch(0)) for engine in ("dali", "torchvision"))
     for a, b in zip(ours, theirs, strict=True):
         compare(a, b)
+        assert torch.equal(a.extras["tokens"], b.extras["tokens"])
+        assert torch.equal(a.extras["tokens"][:, 0] % 100, a.index)
     assert {"10.jpg", "13.png"} <= set(dataset.quarantine.files())
 
 

@@ -168,6 +168,8 @@ def epochs(dataset, views, device, **options):
 
 def test_the_loader_makes_the_same_batches(stand, monkeypatch):
     dataset = ArrayDataset(pictures(70, 20, 20).numpy(), np.arange(70) % 7, [])
+    dataset.captions = [[f"{i}a", f"{i}b"] for i in range(70)]
+    dataset.tokenize = lambda texts: np.array([[int(text[:-1]), ord(text[-1])] for text in texts])
     views = [View(size=16, **SIMCLR), View(size=24, solarize=0.5)]
     expected = epochs(dataset, views, CPU)
     monkeypatch.setattr(resident, "unavailable", lambda *_: None)
@@ -175,6 +177,8 @@ def test_the_loader_makes_the_same_batches(stand, monkeypatch):
     for batch, same in zip(epochs(dataset, views, CPU), expected, strict=True):
         assert torch.equal(batch.index, same.index) and torch.equal(batch.labels, same.labels)
         assert all(map(torch.equal, batch.views, same.views))
+        assert torch.equal(batch.extras["tokens"], same.extras["tokens"])
+        assert torch.equal(batch.extras["tokens"][:, 0], batch.index)
     parts = [epochs(dataset, views, CPU, rank=rank, world_size=2)[0].views[0] for rank in (0, 1)]
     assert torch.equal(torch.cat(parts), expected[0].views[0])
 

@@ -9,15 +9,18 @@ import torch
 
 from ssl_fast import distributed
 from ssl_fast.config import find
+from ssl_fast.data.captions import add_captions
 from ssl_fast.data.dataset import ArrayDataset
 from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.data.views import Batch
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone, BackboneConfig, build_backbone
+from ssl_fast.models.text import TextConfig
 from ssl_fast.train.checkpoint import Checkpoints
 from ssl_fast.train.trainer import TrainConfig, Trainer
 
-SMALL = {
+TEXT = TextConfig(width=16, layers=1, heads=2, context_length=12, vocab_size=600)
+SMALL: dict[str, dict[str, Any]] = {
     "simclr": {"hidden_dim": 16, "dim": 8},
     "moco": {"hidden_dim": 16, "dim": 8, "queue_size": 50},
     "byol": {"hidden_dim": 16, "dim": 8},
@@ -33,6 +36,8 @@ SMALL = {
     "supcon": {"hidden_dim": 16, "dim": 8},
     "vicreg": {"hidden_dim": 16, "dim": 16},
     "barlow_twins": {"hidden_dim": 16, "dim": 16},
+    "clip": {"dim": 8, "text": TEXT},
+    "siglip": {"dim": 8, "text": replace(TEXT, causal=False, pool="last")},
 }
 METHODS = tuple(SMALL)
 TRANSFORMERS = ("dinov2", "mae")
@@ -100,6 +105,7 @@ def make_trainer(
     method: Method, *, batch_size: int, epochs: int, checkpoints: Checkpoints | None = None, **train: Any
 ) -> Trainer:
     dataset = pictures()
+    add_captions(dataset, "classes", method.tokenizer(method.config))
     views = tuple(replace(v, mean=dataset.mean, std=dataset.std) for v in method.views(method.config))
     loader: Any = Loader(
         dataset,

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from ssl_fast import distributed
+from ssl_fast.data.captions import add_captions
 from ssl_fast.data.dataset import ArrayDataset
 from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.data.views import View
@@ -53,6 +54,7 @@ def pictures() -> ArrayDataset:
 
 def work(config: Config, stage: Stage, workers: int) -> tuple[dict[str, Any], list[str]]:
     method, dataset = make_method(config.method, norm="batch"), pictures()
+    add_captions(dataset, "classes", method.tokenizer(method.config))
     views = tuple(replace(view, mean=dataset.mean, std=dataset.std) for view in method.views(method.config))
     loader = Loader(
         dataset,

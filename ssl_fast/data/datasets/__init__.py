@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from typing import Any
 
+from ssl_fast.data.captions import Tokenize, add_captions
 from ssl_fast.data.dataset import Dataset
 
 
@@ -37,19 +38,22 @@ def splits(config: Any) -> tuple[str, ...]:
     return found
 
 
-def open_dataset(config: Any, split: str = "train") -> Dataset:
+def open_dataset(config: Any, split: str = "train", tokenize: Tokenize | None = None) -> Dataset:
     """Opens a split.
 
     Args:
-        config: the data set's Config (or an OmegaConf node of that structure).
+        config: the data set's Config (or an OmegaConf node of that structure), with or without `CaptionsConfig`.
         split: "train", "val" or "test".
+        tokenize: puts tokens of captions into the batches.
 
     Raises:
-        ValueError: unknown set or split, or files that are missing or not as expected.
+        ValueError: unknown set or split, files that are missing or not as expected, or tokens are wanted and there are
+            no captions.
     """
     known = splits(config)
     if split not in known:
         hint = "; set val_fraction or num_folds" if split == "val" else ""
         raise ValueError(f"split: {config.name} has {', '.join(known)} here, got {split!r}{hint}")
     dataset: Dataset = dataset_class(config.name)(config, split)
+    add_captions(dataset, getattr(config, "captions", ""), tokenize)
     return dataset

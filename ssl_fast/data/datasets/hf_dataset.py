@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ssl_fast.data.bands import UnreadableError
+from ssl_fast.data.captions import texts_of
 from ssl_fast.data.dataset import Labels
 from ssl_fast.data.decode import check_bytes, read_bytes
 from ssl_fast.data.encoded import EncodedConfig, EncodedDataset
@@ -33,6 +35,7 @@ class HFDataset(EncodedDataset):
             path: folder of `save_to_disk`, or of parquet files named after their splits (train-00000-of-00002.parquet).
             column: of the images (a feature `Image`, or the encoded bytes).
             label_column: of the classes (a `ClassLabel`, numbers or names); "" for none.
+            caption_column: of the captions, a text or a list of them; "" for none.
             scan: "header" looks at the sizes of all images, the first time; "full" decodes every one.
         """
 
@@ -40,6 +43,7 @@ class HFDataset(EncodedDataset):
         path: str = ""
         column: str = "image"
         label_column: str = ""
+        caption_column: str = ""
         scan: str = "header"
 
     def __init__(self, config: Any, split: str) -> None:
@@ -55,6 +59,7 @@ class HFDataset(EncodedDataset):
         found = look(names, _stamps(config), self.encoded, self.limits, full, self.channels, place)
         self._record(found.refused, len(names))
         labels, self.classes = _labels(list(parts.values()), config)
+        captions = _captions(list(parts.values()), found.good, config)
         good = None if labels is None else labels[found.good]
         rows = chosen_rows(config, split, part_rows(found.names), good, len(found.names))
         if not len(rows):
@@ -62,6 +67,7 @@ class HFDataset(EncodedDataset):
         self._places = self._places[found.good[rows]]
         self.names, self.sizes = [found.names[i] for i in rows], found.sizes[rows]
         self.labels = None if good is None else good[rows]
+        self.captions = None if captions is None else [captions[i] for i in rows]
         self._finish(config, found.fingerprint)
 
     @staticmethod
@@ -134,15 +140,35 @@ def _encoded(part: Any, config: Any) -> Any:
 def _labels(parts: list[Any], config: Any) -> tuple[Labels | None, list[str]]:  # [N], the class names
     if not config.label_column:
         return None, []
-    for part in parts:
-        if config.label_column not in part.column_names:
-            columns = ", ".join(part.column_names)
-            raise ValueError(f"data.label_column: no column {config.label_column!r} (columns: {columns})")
-    values = [value for part in parts for value in part[config.label_column]]
+    values = _values(parts, "label_column", config)
     names = getattr(parts[0].features[config.label_column], "names", None)
     if names is None:
         return class_numbers([str(value) for value in values])
     return np.array(values, dtype=np.int64), list(names)
+
+
+def _captions(
+    parts: list[Any],
+    good: NDArray[np.int64],  # [n] numbers of the rows that can be used
+    config: Any,
+) -> list[list[str]] | None:  # n, each one or more
+    if not config.caption_column:
+        return None
+    values = _values(parts, "caption_column", config)
+    found = [texts_of(values[i]) for i in good.tolist()]
+    if [] in found:
+        column, number = config.caption_column, found.count([])
+        raise ValueError(f"data.caption_column: {number} rows have no text in column {column!r}")
+    return found
+
+
+def _values(parts: list[Any], setting: str, config: Any) -> list[Any]:
+    """A column of all parts, one after the other."""
+    column = getattr(config, setting)
+    for part in parts:
+        if column not in part.column_names:
+            raise ValueError(f"data.{setting}: no column {column!r} (columns: {', '.join(part.column_names)})")
+    return [value for part in parts for value in part[column]]
 
 
 def _stamps(config: Any) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ssl_fast.data.captions import texts_of
 from ssl_fast.data.dataset import Labels
 from ssl_fast.data.decode import check_bytes
 from ssl_fast.data.encoded import EncodedConfig, EncodedDataset
@@ -34,6 +36,8 @@ class TarShards(EncodedDataset):
             root: the folder of the shards.
             label: "cls", "json" or "txt": the file that holds a sample's class; "auto" takes cls, else json; "none".
             label_key: the class's name in the .json file.
+            caption: "txt" or "json": the file that holds a sample's caption; "" for none.
+            caption_key: the caption in the .json file, or a list of them.
             scan: "header" looks at the sizes of all images, the first time; "full" decodes every one.
         """
 
@@ -41,6 +45,8 @@ class TarShards(EncodedDataset):
         root: str = ""
         label: str = "auto"
         label_key: str = "label"
+        caption: str = ""
+        caption_key: str = "caption"
         scan: str = "header"
 
     def __init__(self, config: Any, split: str) -> None:
@@ -54,6 +60,7 @@ class TarShards(EncodedDataset):
         found = look(index.names, index.stamps, self.encoded, self.limits, full, self.channels, place)
         self._record(found.refused, len(index.names))
         labels, self.classes = _labels(index, config)
+        captions = _captions(index, found.good, config)
         good = None if labels is None else labels[found.good]
         rows = chosen_rows(config, split, part_rows(found.names), good, len(found.names))
         if not len(rows):
@@ -61,6 +68,7 @@ class TarShards(EncodedDataset):
         self._places = self._places[found.good[rows]]
         self.names, self.sizes = [found.names[i] for i in rows], found.sizes[rows]
         self.labels = None if good is None else good[rows]
+        self.captions = None if captions is None else [captions[i] for i in rows]
         self._finish(config, found.fingerprint)
 
     @staticmethod
@@ -100,6 +108,34 @@ def _labels(index: Index, config: Any) -> tuple[Labels | None, list[str]]:  # [N
             return None, []
         texts = [text for text in found if text is not None]
     return class_numbers(texts)
+
+
+def _captions(
+    index: Index,
+    good: NDArray[np.int64],  # [n] numbers of the samples that can be used
+    config: Any,
+) -> list[list[str]] | None:  # n, each one or more
+    if config.caption not in ("", "txt", "json"):
+        raise ValueError(f"data.caption: expected 'txt', 'json' or '', got {config.caption!r}")
+    if not config.caption:
+        return None
+    found = [_texts(index.texts[config.caption][i], config) for i in good.tolist()]
+    if [] in found:
+        name = index.names[good[found.index([])]]
+        what = f".{config.caption}" + (f" with {config.caption_key!r}" if config.caption == "json" else "")
+        raise ValueError(f"data.caption: sample {name} has no {what}, nor have {found.count([]) - 1} others")
+    return found
+
+
+def _texts(content: str, config: Any) -> list[str]:
+    """The captions in a sample's file; none where it has none."""
+    value: Any = content
+    if config.caption == "json":
+        try:
+            value = json.loads(content)[config.caption_key]
+        except (ValueError, KeyError, TypeError):
+            return []
+    return texts_of(value)
 
 
 def _from_json(text: str, name: str, config: Any) -> str | None:

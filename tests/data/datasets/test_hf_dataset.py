@@ -68,6 +68,18 @@ def test_a_pool_with_a_row_that_is_no_image(datasets, tmp_path):
     assert len(open_dataset(config, "val")) == 1
 
 
+def test_captions(datasets, tmp_path):
+    texts = [["a", "b", "c"], [["a", "b"], ["c", ""], ["d"]], ["a", None, "c"]]
+    for i, column in enumerate(texts):
+        table = rows(datasets, 0, 3).add_column("said", column)
+        table.save_to_disk(str(tmp_path / str(i)))
+        texts[i] = HFDataset.Config(path=str(tmp_path / str(i)), caption_column="said")
+    assert open_dataset(texts[0]).captions == [["a"], ["b"], ["c"]]
+    assert open_dataset(texts[1]).captions == [["a", "b"], ["c"], ["d"]]
+    with pytest.raises(ValueError, match=r"data.caption_column: 1 rows have no text in column 'said'"):
+        open_dataset(texts[2])
+
+
 def test_errors_name_the_setting(datasets, tmp_path):
     with pytest.raises(ValueError, match=r"data.path: expected a folder of a Hugging Face data set, got ''"):
         open_dataset(HFDataset.Config())

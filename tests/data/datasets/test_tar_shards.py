@@ -115,3 +115,26 @@ def test_errors(config, tmp_path):
     write(tmp_path / "empty" / "a.tar", [("readme.md", b"x")])
     with pytest.raises(ValueError, match=r"no images in the 1 .tar files"):
         open_dataset(TarShards.Config(root=str(tmp_path / "empty")))
+
+
+def test_captions(config, tmp_path):
+    assert open_dataset(config).captions is None
+    config.caption = "txt"
+    dataset = open_dataset(config)
+    assert dataset.captions == [[f"text {i % 2}"] for i in range(16)]  # the broken image had none, and needs none
+    config.caption, config.caption_key = "json", "label"
+    assert open_dataset(config).captions[:3] == [["a"], ["b"], ["c"]]
+    config.caption_key = "said"
+    with pytest.raises(ValueError, match=r"sample s0.tar/in/000 has no .json with 'said', nor have 15 others"):
+        open_dataset(config)
+    config.caption = "cls"
+    with pytest.raises(ValueError, match=r"data.caption: expected 'txt', 'json' or '', got 'cls'"):
+        open_dataset(config)
+    several = TarShards.Config(root=str(tmp_path / "several"), caption="json", test_fraction=0.5)
+    files = [
+        [(f"{i}.png", picture(10 * i)), (f"{i}.json", f'{{"caption": ["{i}", "{i}!"]}}'.encode())] for i in range(4)
+    ]
+    write(tmp_path / "several" / "a.tar", [file for pair in files for file in pair])
+    parts = [open_dataset(several, split) for split in ("train", "test")]
+    assert all(part.captions == [[str(i), f"{i}!"] for i in levels(part)] for part in parts)
+    assert sorted(levels(parts[0]) + levels(parts[1])) == list(range(4))
