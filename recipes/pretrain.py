@@ -2,6 +2,7 @@
 
     python recipes/pretrain.py +preset=photo_patches
     python recipes/pretrain.py method=moco data=arrays data.path=cifar10.npz backbone.cifar_stem=true train.epochs=50
+    python recipes/pretrain.py method=cvrl data=video_folder data.root=videos backbone.name=r3d_18
     torchrun --nproc-per-node 8 recipes/pretrain.py data=image_folder data.root=images train.batch_size=4096
 
 Reads a data set. Writes backbone.safetensors + backbone.json, neighbours.png and result.json into runs/<run>/pretrain.
@@ -48,6 +49,7 @@ class PretrainConfig:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     evaluate: str = "test"  # the split that the final kNN is measured on; val while settings are being chosen
     eval_size: int = 0  # side of the images that features are taken of, pixels; 0: the first view's
+    eval_clips: int = 5  # clips of a video, at even places, whose features are averaged
     runs: str = "runs"
     run: str = ""  # "": made from method, data and the config's hash
     stage: str = "pretrain"
@@ -59,7 +61,19 @@ def pretrain(config: PretrainConfig, stage: Stage) -> tuple[dict[str, Any], list
     method_class = find(METHODS, config.method.name)
     views = tuple(fitted(view, train_set) for view in method_class.views(config.method))
     size = config.eval_size or views[0].size
-    eval_view = View("eval", size=size, crop="center", flip=0.0, mean=train_set.mean, std=train_set.std)
+    kind = {name: getattr(views[0], name) for name in ("kind", "frames", "stride")}
+    clips = config.eval_clips if train_set.videos else 1
+    eval_view = View(
+        "eval",
+        **kind,
+        size=size,
+        crop="center",
+        flip=0.0,
+        mean=train_set.mean,
+        std=train_set.std,
+        place="even",
+        clips=clips,
+    )
 
     torch.manual_seed(config.train.seed)
     method = method_class(config.method, build_backbone(backbone_config))

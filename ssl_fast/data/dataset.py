@@ -13,6 +13,7 @@ Image = NDArray[np.uint8]  # [H, W, C]
 Labels = NDArray[np.int64]  # [N], or [N, C] of 0 and 1 where a sample may have several classes
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY_MEAN, GREY_STD = 0.459, 0.226  # luma of ImageNet's mean; mean of its deviations
 
 
 class Dataset(ABC):
@@ -27,6 +28,8 @@ class Dataset(ABC):
         names: file names, or None.
         sizes: (H, W) of each image, where that is known without reading it.
         scaled_decode: `fetch` takes a second argument: by how much each image may be decoded smaller.
+        videos: the samples are videos (`data/clips.py`): `fetch` takes a second argument, the clips wanted, and
+            `read` gives the frame in the middle.
     """
 
     labels: Labels | None = None
@@ -38,6 +41,7 @@ class Dataset(ABC):
     names: list[str] | None = None
     sizes: NDArray[np.int64] | None = None  # [N, 2]
     scaled_decode: bool = False
+    videos: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...

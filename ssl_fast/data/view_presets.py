@@ -96,6 +96,20 @@ def dinov2(size: int = 224, local_size: int = 0, num_local: int = 8) -> tuple[Vi
     return dino(size, local_size, num_local, split=0.32)
 
 
+def cvrl(size: int = 224, frames: int = 16, stride: int = 2) -> tuple[View, ...]:
+    """Two clips of a video, near each other more often than far apart; BYOL's blur and solarisation.
+
+    Reference: Qian et al. 2021, arXiv:2008.03800, sections 3.2 and 3.3; crops, strengths and probabilities are those of
+    the authors' code.
+    """
+    view = View(
+        "clip1", kind="clip", size=size, frames=frames, stride=stride, place="near", crop_scale=(0.3, 1.0),
+        crop_ratio=(0.5, 2.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, jitter=0.8, grayscale=0.2,
+        blur=1.0,
+    )  # fmt: skip
+    return (view, replace(view, name="clip2", blur=0.1, solarize=0.2))
+
+
 def supervised(size: int = 224) -> tuple[View, ...]:
     """One view: crop and flip.
 
@@ -105,5 +119,5 @@ def supervised(size: int = 224) -> tuple[View, ...]:
 
 
 PRESETS: dict[str, Callable[..., tuple[View, ...]]] = {
-    preset.__name__: preset for preset in (simclr, moco_v2, moco_v3, byol, vicreg, swav, dino, dinov2, supervised)
+    preset.__name__: preset for preset in (simclr, moco_v2, moco_v3, byol, vicreg, swav, dino, dinov2, cvrl, supervised)
 }
