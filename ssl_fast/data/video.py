@@ -157,9 +157,10 @@ def _decoded(container: Any, stream: Any, track: Track, wanted: NDArray[np.int64
 
 
 def _run(frames: Iterator[Any], track: Track, wanted: NDArray[np.int64], begin: int) -> list[Any] | None:
-    """The wanted frames out of those decoded one after the other; None when decoding began behind the first of them.
+    """The wanted frames out of those decoded one after the other, from frame `begin` on.
 
-    A wanted frame that the decoder did not give (some containers announce more than there is) is the one after it.
+    None when decoding began elsewhere: behind the first of them, or where they do not follow. A frame that the decoder
+    leaves out is the one after it, or the last where there is none.
     """
     found: list[Any] = []
     last: Any = None
@@ -173,6 +174,8 @@ def _run(frames: Iterator[Any], track: Track, wanted: NDArray[np.int64], begin: 
             found.append(frame)
         if len(found) == len(wanted):
             return found
+    if begin > 0:
+        return None
     return found + [last] * (len(wanted) - len(found)) if last is not None else found
 
 

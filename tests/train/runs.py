@@ -9,19 +9,22 @@ import torch
 
 from ssl_fast import distributed
 from ssl_fast.config import find
-from ssl_fast.data.dataset import ArrayDataset
+from ssl_fast.data.dataset import ArrayDataset, Dataset
 from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.data.views import Batch
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import BackboneConfig, build_backbone
 from ssl_fast.train.checkpoint import Checkpoints
 from ssl_fast.train.trainer import TrainConfig, Trainer
+from tests.videos import random_videos
 
-METHODS = ("simclr", "moco", "byol")
+METHODS = ("simclr", "moco", "byol", "cvrl")
+OF_VIDEOS = ("cvrl",)
 SMALL = {
     "simclr": {"hidden_dim": 16, "dim": 8},
     "moco": {"hidden_dim": 16, "dim": 8, "queue_size": 50},
     "byol": {"hidden_dim": 16, "dim": 8},
+    "cvrl": {"hidden_dim": 16, "dim": 8, "num_hidden": 1},
 }
 
 
@@ -29,6 +32,11 @@ def pictures(count: int = 60, side: int = 16) -> ArrayDataset:
     """Random pictures in memory."""
     images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     return ArrayDataset(images, np.arange(count) % 4, list("abcd"))
+
+
+def samples(method: str, count: int = 60, side: int = 16) -> Dataset:
+    """What a method learns from: random pictures, or random videos."""
+    return random_videos(count, side=side) if method in OF_VIDEOS else pictures(count, side)
 
 
 class DoubleLoader:
@@ -60,7 +68,7 @@ class Losses:
 def make_method(name: str, /, norm: str = "group", *, dtype: torch.dtype = torch.float32, **optimizer: Any) -> Method:
     cls = find("ssl_fast.methods.pretrain", name)
     config = cls.Config(**SMALL[name], norm=norm)
-    config.view = replace(config.view, size=16, blur=0.0)
+    config.view = replace(config.view, size=16, blur=0.0, frames=min(config.view.frames, 2))
     config.optimizer = replace(config.optimizer, warmup_epochs=0, **optimizer)
     torch.manual_seed(0)
     backbone = build_backbone(BackboneConfig("resnet18", cifar_stem=True, width=8, depth="1,1,1,1", norm=norm))
@@ -70,7 +78,7 @@ def make_method(name: str, /, norm: str = "group", *, dtype: torch.dtype = torch
 def make_trainer(
     method: Method, *, batch_size: int, epochs: int, checkpoints: Checkpoints | None = None, **train: Any
 ) -> Trainer:
-    dataset = pictures()
+    dataset = samples(method.config.name)
     views = tuple(replace(v, mean=dataset.mean, std=dataset.std) for v in method.views(method.config))
     loader: Any = Loader(
         dataset,
