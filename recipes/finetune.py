@@ -60,8 +60,9 @@ def starting_point(config: FinetuneConfig, folder: Path | None, train_set: Datas
     """The backbone and its evaluation view: those of the input, or new ones."""
     if folder is None:
         torch.manual_seed(config.train.seed)
-        size = config.size or config.method.view.size
-        view = View("eval", size=size, crop="center", flip=0.0, mean=train_set.mean, std=train_set.std)
+        own = config.method.view
+        kind = {"kind": own.kind, "frames": own.frames, "stride": own.stride, "size": config.size or own.size}
+        view = View("eval", **kind, crop="center", flip=0.0, mean=train_set.mean, std=train_set.std, place="even")
         return build_backbone(replace(config.backbone, in_channels=train_set.channels)), view
     backbone, preprocessing = load_backbone(folder)
     view = evaluation_view(preprocessing)
@@ -89,7 +90,7 @@ def finetune(config: FinetuneConfig, folder: Path | None, stage: Stage) -> tuple
     method_class = find(METHODS, config.method.name)
     method_config = replace(config.method, num_classes=len(train_set.classes), epochs=config.train.epochs)
     method = method_class(method_config, backbone)
-    same = {"size": eval_view.size, "mean": eval_view.mean, "std": eval_view.std}
+    same = {name: getattr(eval_view, name) for name in ("kind", "frames", "stride", "size", "mean", "std")}
     loader = Loader(
         train_set,
         tuple(replace(view, **same) for view in method_class.views(method_config)),

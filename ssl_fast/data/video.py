@@ -92,11 +92,11 @@ def look_at(path: Path, full: bool, max_pixels: int) -> Track:
     with _opened(path) as (container, stream):
         frames = container.decode(stream)
         first = next(frames, None)
-        if first is None:
-            raise UnreadableError("no frame can be decoded")
+        if first is None or first.is_corrupt:
+            raise UnreadableError("damaged: the first frame cannot be decoded")
         turn = first.rotation // 90 % 4
         size = (first.width, first.height) if turn % 2 else (first.height, first.width)
-        if full and (decoded := 1 + sum(1 for _ in frames)) < len(packets):
+        if full and (decoded := 1 + sum(not frame.is_corrupt for frame in frames)) < len(packets):
             raise UnreadableError(f"damaged: {decoded} of {len(packets)} frames can be decoded")
     return _track(times, keys, size, turn)
 
@@ -127,56 +127,61 @@ def read_frames(
         UnreadableError: the video cannot be decoded there, or is not the one that was looked at.
     """
     wanted, places = np.unique(numbers, return_inverse=True)
-    with _opened(path) as (container, stream):
-        found = _decoded(container, stream, track, wanted)
-        if found is None:  # the container leads elsewhere than its packets said
+    reason = ""
+    for keys in (track.keys, _NONE) if track.timed and len(track.keys) else (_NONE,):
+        try:
             with _opened(path) as (container, stream):
-                found = _run(container.decode(stream), track, wanted, 0)
-        if found is None or len(found) < len(wanted):
-            raise UnreadableError(f"damaged: {len(wanted)} frames wanted, {len(found or ())} decoded")
-        pixels = [_pixels(frame, track, channels) for frame in found]
-    stacked = np.stack(pixels)
-    return stacked if len(wanted) == len(numbers) and (np.diff(numbers) > 0).all() else stacked[places]
+                frames = _decoded(container, stream, track, keys, wanted)
+                return np.stack([_pixels(frame, track, channels) for frame in frames])[places]
+        except UnreadableError as refusal:  # a container may lead elsewhere than its packets said: from the beginning
+            reason = str(refusal)
+    raise UnreadableError(reason)
 
 
-def _decoded(container: Any, stream: Any, track: Track, wanted: NDArray[np.int64]) -> list[Any] | None:
-    """The wanted frames, a run of decoding for each key frame that some of them follow; None if one went wrong."""
-    if not track.timed or not len(track.keys):
-        return _run(container.decode(stream), track, wanted, 0)
+def _decoded(
+    container: Any,
+    stream: Any,
+    track: Track,
+    keys: NDArray[np.int64],  # [k] frames at which decoding may begin beside the first
+    wanted: NDArray[np.int64],  # [n] ascending
+) -> list[Any]:
+    """The wanted frames, by a run of decoding for each key frame that some of them follow."""
     found: list[Any] = []
-    after = np.maximum(np.searchsorted(track.keys, wanted, side="right") - 1, 0)
-    for key in np.unique(after):
-        part, begin = wanted[after == key], int(track.keys[key])
-        if begin > 0 or found:
+    after = np.searchsorted(keys, wanted, side="right") - 1
+    for key in np.unique(after).tolist():
+        begin = int(keys[key]) if key >= 0 else 0
+        if begin > 0 and not found:
+            next(container.decode(stream), None)  # some files give what all frames need with the first one alone
+        if begin > 0:
             container.seek(track.time(begin), stream=stream)
-        run = _run(container.decode(stream), track, part, begin)
-        if run is None:
-            return None
-        found += run
+        found += _run(container.decode(stream), track, wanted[after == key], begin)
     return found
 
 
-def _run(frames: Iterator[Any], track: Track, wanted: NDArray[np.int64], begin: int) -> list[Any] | None:
+def _run(frames: Iterator[Any], track: Track, wanted: NDArray[np.int64], begin: int) -> list[Any]:
     """The wanted frames out of those decoded one after the other, from frame `begin` on.
 
-    None when decoding began elsewhere: behind the first of them, or where they do not follow. A frame that the decoder
-    leaves out is the one after it, or the last where there is none.
+    A frame that the decoder leaves out is the one after it; at the video's end, the last.
+
+    Raises:
+        UnreadableError: damage, or decoding began behind the first of them, or in the middle and ended before the last.
     """
     found: list[Any] = []
     last: Any = None
     for count, frame in enumerate(frames):
-        timed = track.timed and frame.pts is not None
-        number = track.number(frame.pts) if timed else begin + count
-        if last is None and number > wanted[0] and begin > 0:
-            return None
+        number = track.number(frame.pts) if track.timed and frame.pts is not None else begin + count
+        if last is None and begin > 0 and number > wanted[0]:
+            raise UnreadableError(f"decoding begins at frame {number}, expected {begin}")
         last = frame
         while len(found) < len(wanted) and number >= wanted[len(found)]:
+            if frame.is_corrupt:
+                raise UnreadableError(f"damaged: frame {number}")
             found.append(frame)
         if len(found) == len(wanted):
             return found
-    if begin > 0:
-        return None
-    return found + [last] * (len(wanted) - len(found)) if last is not None else found
+    if last is None or begin > 0:
+        raise UnreadableError(f"damaged: {len(found)} of {len(wanted)} frames can be decoded from frame {begin} on")
+    return found + [last] * (len(wanted) - len(found))
 
 
 def _pixels(frame: Any, track: Track, channels: int) -> NDArray[np.uint8]:  # [H, W, channels]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, make_dataclass
+from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,15 @@ def backbone_files(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in BACKBONE_FILES}
 
 
-def evaluation_view(preprocessing: Mapping[str, Any]) -> View:
-    """The view that a saved backbone is evaluated with."""
-    return View(**{item.name: preprocessing[item.name] for item in fields(View) if item.name in preprocessing})
+def evaluation_view(preprocessing: Mapping[str, Any], clips: int = 0) -> View:
+    """The view that a saved backbone is evaluated with.
+
+    Args:
+        preprocessing: what was saved beside it.
+        clips: of a video, whose features are averaged; 0: as many as were saved.
+    """
+    view = View(**{item.name: preprocessing[item.name] for item in fields(View) if item.name in preprocessing})
+    return replace(view, place="even", clips=clips or view.clips)
 
 
 def saved_group(folder: Path, group: str, options: Mapping[str, type]) -> Any:

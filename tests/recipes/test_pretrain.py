@@ -97,5 +97,5 @@ def test_every_preset_composes(preset: str) -> None:
     command_line._register(recipe["PretrainConfig"], {"method": methods, "data": data_options()}, PRESETS)
     with hydra.initialize(config_path=None, version_base="1.3"):
         composed = OmegaConf.to_object(hydra.compose("PretrainConfig", [f"+preset={preset}"]))
-    assert preset.startswith(("photo_patches", composed.method.name))
-    assert composed.train.epochs >= 1 and composed.method.view.blur == 0
+    assert preset.startswith(("photo_patches", "video", composed.method.name))
+    assert composed.train.epochs >= 1 and (composed.method.view.blur == 0) != preset.endswith("_paper")
