@@ -28,6 +28,7 @@ from ssl_fast.eval.features import extract_features
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone, BackboneConfig, build_backbone, load_backbone, save_backbone
 from ssl_fast.models.classifier import Classifier, save_head
+from ssl_fast.train import inputs
 from ssl_fast.train.checkpoint import Checkpoints
 from ssl_fast.train.inputs import backbone_files, data_options, evaluation_view, find_input, saved_group
 from ssl_fast.train.recipe import run_stage
@@ -60,9 +61,7 @@ def starting_point(config: FinetuneConfig, folder: Path | None, train_set: Datas
     """The backbone and its evaluation view: those of the input, or new ones."""
     if folder is None:
         torch.manual_seed(config.train.seed)
-        own = config.method.view
-        kind = {"kind": own.kind, "frames": own.frames, "stride": own.stride, "size": config.size or own.size}
-        view = View("eval", **kind, crop="center", flip=0.0, mean=train_set.mean, std=train_set.std, place="even")
+        view = inputs.new_evaluation_view(config.method.view, train_set, config.size or config.method.view.size)
         return build_backbone(replace(config.backbone, in_channels=train_set.channels)), view
     backbone, preprocessing = load_backbone(folder)
     view = evaluation_view(preprocessing)

@@ -26,7 +26,7 @@ from ssl_fast.eval.monitor import MonitorConfig, knn_monitor
 from ssl_fast.eval.neighbours import save_neighbours
 from ssl_fast.models.backbone import BackboneConfig, build_backbone, save_backbone
 from ssl_fast.train.checkpoint import Checkpoints
-from ssl_fast.train.inputs import data_options
+from ssl_fast.train.inputs import data_options, new_evaluation_view
 from ssl_fast.train.recipe import run_stage
 from ssl_fast.train.run import Stage
 from ssl_fast.train.tracking import Tracker
@@ -60,20 +60,7 @@ def pretrain(config: PretrainConfig, stage: Stage) -> tuple[dict[str, Any], list
     backbone_config = replace(config.backbone, in_channels=train_set.channels)
     method_class = find(METHODS, config.method.name)
     views = tuple(fitted(view, train_set) for view in method_class.views(config.method))
-    size = config.eval_size or views[0].size
-    kind = {name: getattr(views[0], name) for name in ("kind", "frames", "stride")}
-    clips = config.eval_clips if train_set.videos else 1
-    eval_view = View(
-        "eval",
-        **kind,
-        size=size,
-        crop="center",
-        flip=0.0,
-        mean=train_set.mean,
-        std=train_set.std,
-        place="even",
-        clips=clips,
-    )
+    eval_view = new_evaluation_view(views[0], train_set, config.eval_size or views[0].size, config.eval_clips)
 
     torch.manual_seed(config.train.seed)
     method = method_class(config.method, build_backbone(backbone_config))

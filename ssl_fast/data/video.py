@@ -85,10 +85,11 @@ def look_at(path: Path, full: bool, max_pixels: int) -> Track:
         width, height = stream.codec_context.width, stream.codec_context.height
         if not 0 < width * height <= max_pixels:
             raise UnreadableError(f"{width} x {height} pixels, expected 1 to {max_pixels} (data.max_pixels)")
-        declared, packets = stream.frames, [p for p in container.demux(stream) if p.size and not p.is_discard]
-        times, keys = [p.pts for p in packets], [p.is_keyframe for p in packets]
-        if not packets or any(p.is_corrupt for p in packets) or len(packets) < declared:
+        declared = stream.frames
+        packets = [(p.pts, p.is_keyframe, p.is_discard, p.is_corrupt) for p in container.demux(stream) if p.size]
+        if not packets or any(corrupt for *_, corrupt in packets) or len(packets) < declared:
             raise UnreadableError(f"cut short: {len(packets)} frames of {declared or 'an unknown number'}")
+        kept = [(time, key) for time, key, discarded, _ in packets if not discarded]  # an edit list may leave some out
     with _opened(path) as (container, stream):
         frames = container.decode(stream)
         first = next(frames, None)
@@ -96,9 +97,9 @@ def look_at(path: Path, full: bool, max_pixels: int) -> Track:
             raise UnreadableError("damaged: the first frame cannot be decoded")
         turn = first.rotation // 90 % 4
         size = (first.width, first.height) if turn % 2 else (first.height, first.width)
-        if full and (decoded := 1 + sum(not frame.is_corrupt for frame in frames)) < len(packets):
-            raise UnreadableError(f"damaged: {decoded} of {len(packets)} frames can be decoded")
-    return _track(times, keys, size, turn)
+        if full and (decoded := 1 + sum(not frame.is_corrupt for frame in frames)) < len(kept):
+            raise UnreadableError(f"damaged: {decoded} of {len(kept)} frames can be decoded")
+    return _track([time for time, _ in kept], [key for _, key in kept], size, turn)
 
 
 def _track(times: list[int | None], keys: list[bool], size: tuple[int, int], turn: int) -> Track:
