@@ -1,7 +1,8 @@
-"""Features of images: any folder, a CSV table of paths, or another data set, to .npz or parquet, with file names.
+"""Features of images or videos: a folder, a CSV table of paths, or another data set, to .npz or parquet, with names.
 
     python recipes/embed.py run=my-run data.root=photos
     python recipes/embed.py run=my-run data=image_csv data.path=photos.csv data.column=file format=parquet
+    python recipes/embed.py run=my-run data=video_folder data.root=videos clips=10
     python recipes/embed.py run=my-run data=cifar10 split=test stage=embed_cifar10_test
 
 Reads backbone.safetensors + backbone.json of a pretrain (or finetune) stage and the images. Writes into
@@ -38,6 +39,7 @@ class EmbedConfig:
     format: str = "npz"  # npz | parquet
     batch_size: int = 256
     precision: str = "fp32"  # of the backbone: fp32 | bf16
+    clips: int = 0  # of a video, at even places, whose features are averaged; 0: as after pretraining
     device: str = "auto"
     input: str = ""  # a stage of the run ("finetune"), or a stage's folder; "": the run's pretrain stage
     runs: str = "runs"
@@ -47,7 +49,7 @@ class EmbedConfig:
 
 def embed(config: EmbedConfig, folder: Path, stage: Stage) -> tuple[dict[str, Any], list[str]]:
     backbone, preprocessing = load_backbone(folder)
-    view = evaluation_view(preprocessing)
+    view = evaluation_view(preprocessing, config.clips)
     options: dict[str, Any] = {}
     if hasattr(config.data, "quarantine"):  # image files: one record for this stage, made anew
         (stage.path / "quarantine.jsonl").unlink(missing_ok=True)

@@ -28,6 +28,7 @@ from ssl_fast.eval.features import extract_features
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone, BackboneConfig, build_backbone, load_backbone, save_backbone
 from ssl_fast.models.classifier import Classifier, save_head
+from ssl_fast.train import inputs
 from ssl_fast.train.checkpoint import Checkpoints
 from ssl_fast.train.inputs import backbone_files, data_options, evaluation_view, find_input, saved_group
 from ssl_fast.train.recipe import run_stage
@@ -60,8 +61,7 @@ def starting_point(config: FinetuneConfig, folder: Path | None, train_set: Datas
     """The backbone and its evaluation view: those of the input, or new ones."""
     if folder is None:
         torch.manual_seed(config.train.seed)
-        size = config.size or config.method.view.size
-        view = View("eval", size=size, crop="center", flip=0.0, mean=train_set.mean, std=train_set.std)
+        view = inputs.new_evaluation_view(config.method.view, train_set, config.size or config.method.view.size)
         return build_backbone(replace(config.backbone, in_channels=train_set.channels)), view
     backbone, preprocessing = load_backbone(folder)
     view = evaluation_view(preprocessing)
@@ -89,7 +89,7 @@ def finetune(config: FinetuneConfig, folder: Path | None, stage: Stage) -> tuple
     method_class = find(METHODS, config.method.name)
     method_config = replace(config.method, num_classes=len(train_set.classes), epochs=config.train.epochs)
     method = method_class(method_config, backbone)
-    same = {"size": eval_view.size, "mean": eval_view.mean, "std": eval_view.std}
+    same = {name: getattr(eval_view, name) for name in ("kind", "frames", "stride", "size", "mean", "std")}
     loader = Loader(
         train_set,
         tuple(replace(view, **same) for view in method_class.views(method_config)),

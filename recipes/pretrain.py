@@ -2,6 +2,7 @@
 
     python recipes/pretrain.py +preset=photo_patches
     python recipes/pretrain.py method=moco data=arrays data.path=cifar10.npz backbone.cifar_stem=true train.epochs=50
+    python recipes/pretrain.py method=cvrl data=video_folder data.root=videos backbone.name=r3d_18
     torchrun --nproc-per-node 8 recipes/pretrain.py data=image_folder data.root=images train.batch_size=4096
 
 Reads a data set. Writes backbone.safetensors + backbone.json, neighbours.png and result.json into runs/<run>/pretrain,
@@ -27,7 +28,7 @@ from ssl_fast.eval.neighbours import save_neighbours
 from ssl_fast.models.backbone import BackboneConfig, build_backbone, save_backbone
 from ssl_fast.models.vit import check_sizes
 from ssl_fast.train.checkpoint import Checkpoints
-from ssl_fast.train.inputs import data_options
+from ssl_fast.train.inputs import data_options, new_evaluation_view
 from ssl_fast.train.recipe import run_stage
 from ssl_fast.train.run import Stage
 from ssl_fast.train.tracking import Tracker
@@ -50,6 +51,7 @@ class PretrainConfig:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     evaluate: str = "test"  # the split that the final kNN is measured on; val while settings are being chosen
     eval_size: int = 0  # side of the images that features are taken of, pixels; 0: the first view's
+    eval_clips: int = 5  # clips of a video, at even places, whose features are averaged
     runs: str = "runs"
     run: str = ""  # "": made from method, data and the config's hash
     stage: str = "pretrain"
@@ -62,12 +64,11 @@ def pretrain(config: PretrainConfig, stage: Stage) -> tuple[dict[str, Any], list
     backbone_config = replace(config.backbone, in_channels=train_set.channels)
     method_config = replace(config.method, view=fitted(config.method.view, train_set))
     views = tuple(replace(v, mean=train_set.mean, std=train_set.std) for v in method_class.views(method_config))
-    size = config.eval_size or views[0].size
-    eval_view = View("eval", size=size, crop="center", flip=0.0, mean=train_set.mean, std=train_set.std)
+    eval_view = new_evaluation_view(views[0], train_set, config.eval_size or views[0].size, config.eval_clips)
 
     torch.manual_seed(config.train.seed)
     method = method_class(method_config, build_backbone(backbone_config))
-    check_sizes(method.backbone.model, {size, *(view.size for view in views)})
+    check_sizes(method.backbone.model, {eval_view.size, *(view.size for view in views)})
     loader = Loader(
         train_set,
         views,

@@ -39,6 +39,7 @@ class ProbeConfig:
     evaluate: str = "test"  # the split that the scores are of; val while settings are being chosen
     batch_size: int = 256
     precision: str = "fp32"  # of the backbone: fp32 | bf16
+    clips: int = 0  # of a video, at even places, whose features are averaged; 0: as after pretraining
     device: str = "auto"
     input: str = ""  # a stage of the run ("finetune"), or a stage's folder; "": the run's pretrain stage
     runs: str = "runs"
@@ -48,7 +49,7 @@ class ProbeConfig:
 
 def probe(config: ProbeConfig, folder: Path, stage: Stage) -> tuple[dict[str, Any], list[str]]:
     backbone, preprocessing = load_backbone(folder)
-    view = evaluation_view(preprocessing)
+    view = evaluation_view(preprocessing, config.clips)
     device = distributed.initialize(config.device)
 
     def features(split: str) -> Features:

@@ -1,11 +1,12 @@
 """A look at the views: contact sheets of what a method's views are, one for each engine.
 
     python recipes/views.py method=byol data=image_folder data.root=photos
+    python recipes/views.py method=cvrl data=video_folder data.root=videos size=96
     python recipes/views.py method=dino data=cifar10 num_images=12 epoch=3 'engines=[fused]'
 
 Reads a data set. Writes into runs/<run>/views: <engine>.png (each row an image, the whole of it and then its views, in
-the colours that the network sees before normalisation) and result.json with each engine's largest and mean difference
-from the first one, in levels of 255.
+the colours that the network sees before normalisation; a clip is its frames, side by side) and result.json with each
+engine's largest and mean difference from the first one, in levels of 255.
 """
 
 from dataclasses import dataclass, field, replace
@@ -79,7 +80,8 @@ def first_batch(config: ViewsConfig, dataset: Any, views: tuple[View, ...], engi
 
 
 def picture(x: torch.Tensor, view: View) -> np.ndarray:
-    """[C, S, S] normalised -> [S, S, C] uint8."""
+    """[C, S, S], or a clip [C, T, S, S], normalised -> [S, S, C] uint8, the frames of a clip side by side."""
+    x = x.permute(0, 2, 1, 3).flatten(2) if view.kind == "clip" else x
     mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (view.mean, view.std))
     return ((x.float() * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
@@ -87,7 +89,7 @@ def picture(x: torch.Tensor, view: View) -> np.ndarray:
 def differences(batch: Batch, reference: Batch, views: tuple[View, ...]) -> dict[str, float]:
     parts = []
     for x, y, view in zip(batch.views, reference.views, views, strict=True):
-        std = torch.tensor(view.std).view(-1, 1, 1)
+        std = torch.tensor(view.std).view(1, -1, *[1] * (x.ndim - 2))
         parts.append(((x - y).abs() * std * 255).flatten())
     all_parts = torch.cat(parts)
     return {"largest": round(all_parts.max().item(), 4), "mean": round(all_parts.mean().item(), 6)}
@@ -100,7 +102,7 @@ def save_sheet(path: Path, dataset: Any, batch: Batch, views: tuple[View, ...]) 
         return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).convert("RGB")
 
     height = max(view.size for view in views)
-    widths = [height, *(view.size for view in views)]
+    widths = [height, *(view.size * view.frames for view in views)]
     sheet = Image.new("RGB", (sum(widths) + GAP * len(widths), HEADING + len(batch) * (height + GAP)), PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, name in enumerate(["image", *(view.name for view in views)]):

@@ -17,6 +17,7 @@ Image = NDArray[np.uint8]  # [H, W, C]
 Labels = NDArray[np.int64]  # [N], or [N, C] of 0 and 1 where a sample may have several classes
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY_MEAN, GREY_STD = 0.459, 0.226  # luma of ImageNet's mean; mean of its deviations
 
 
 class Dataset(ABC):
@@ -33,6 +34,8 @@ class Dataset(ABC):
         scaled_decode: `fetch` takes a second argument: by how much each image may be decoded smaller.
         captions: texts of each sample, one or more, or None.
         tokenize: makes rows of tokens of texts; None where batches are to have none.
+        videos: the samples are videos (`data/clips.py`): `fetch` takes a second argument, the clips wanted, and
+            `read` gives the frame in the middle.
     """
 
     labels: Labels | None = None
@@ -46,6 +49,7 @@ class Dataset(ABC):
     scaled_decode: bool = False
     captions: Captions | None = None
     tokenize: Tokenize | None = None
+    videos: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 
 from ssl_fast.data.bands import UnreadableError
 from ssl_fast.data.cache import cache_folder
-from ssl_fast.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset, Image
+from ssl_fast.data.dataset import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD, Dataset, Image
 from ssl_fast.data.decode import Limits, decode
 from ssl_fast.data.decoded import DecodedCache
 from ssl_fast.data.parts import PartsConfig
 from ssl_fast.data.quarantine import Quarantine
 
 _log = logging.getLogger(__name__)
-_GREY_MEAN, _GREY_STD = 0.459, 0.226  # luma of ImageNet's mean; mean of its deviations
 
 
 @dataclass
@@ -78,9 +77,7 @@ class EncodedDataset(Dataset):
         self.channels = config.channels or (3 if config.color else 1)
         self.limits = Limits(config.max_bytes, config.max_pixels, config.white)
         self.scaled_decode = config.scaled_decode
-        grey = (
-            ((_GREY_MEAN,), (_GREY_STD,)) if self.channels == 1 else ((0.5,) * self.channels, (0.25,) * self.channels)
-        )
+        grey = ((GREY_MEAN,), (GREY_STD,)) if self.channels == 1 else ((0.5,) * self.channels, (0.25,) * self.channels)
         self.mean, self.std = (IMAGENET_MEAN, IMAGENET_STD) if self.channels == 3 else grey
         name = hashlib.sha256(str(Path(place).resolve()).encode(errors="replace")).hexdigest()[:16]
         self.quarantine = Quarantine(Path(config.quarantine or cache_folder() / name / "quarantine.jsonl"))

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssl_fast.data import engine_fused, resident
+from ssl_fast.data.clips import ClipMaker, check_clips
 from ssl_fast.data.dataset import Dataset
 from ssl_fast.data.engine_fused import FusedEngine
 from ssl_fast.data.engine_torchvision import TorchvisionEngine
@@ -164,7 +165,11 @@ class Loader:
         if self._on_gpu:
             return ResidentSource(self.dataset, self.views, self.device, self.config.prefetch)
         make = FusedEngine if self.engine == "fused" else TorchvisionEngine
-        maker = BatchMaker(self.dataset, make(self.views, self.dataset.channels))
+        channels = self.dataset.channels
+        if self.dataset.videos:  # each view is of frames of its own
+            maker: BatchMaker = ClipMaker(self.dataset, [make((view,), channels) for view in self.views])
+        else:
+            maker = BatchMaker(self.dataset, make(self.views, channels))
         pin = self.device.type == "cuda"
         if self.workers == 0:
             # Beside a training on the same cores a thread only gets in its way (benchmarks/NOTES.md).
@@ -176,6 +181,7 @@ class Loader:
         return Workers(maker, self.workers, self.config.prefetch, self.config.start_method, pin)
 
     def _check(self) -> None:
+        check_clips(self.views, self.dataset)
         if self.batch_size < 1:
             raise ValueError(f"batch_size: expected a positive number, got {self.batch_size}")
         if not 0 <= self.rank < self.world_size:
@@ -202,8 +208,8 @@ class Loader:
 
     def _automatic_workers(self) -> int:
         """One core is left to the training; none for little work, or where shared memory could not hold the batches."""
-        sample_pixels = sum(view.size**2 for view in self.views)
-        effort = sum(view.size**2 * (_AUGMENTED if view.crop == "random" else 1) for view in self.views)
+        sample_pixels = sum(view.frames * view.size**2 for view in self.views)
+        effort = sum(view.frames * view.size**2 * (_AUGMENTED if view.crop == "random" else 1) for view in self.views)
         if self.dataset.arrays is not None and (self.engine == "fused" or len(self.dataset) * effort < _SMALL_EPOCH):
             return 0
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

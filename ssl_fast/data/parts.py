@@ -71,3 +71,17 @@ def chosen_rows(
     if split == "test":
         return pool[limited(out, config.limit_test, config.split_seed)]
     return pool[kept[split_rows(config, split, None if classes is None else classes[kept], len(kept))]]
+
+
+def folder_classes(
+    names: Sequence[str],
+    parts: dict[str, NDArray[np.int64]],
+) -> tuple[NDArray[np.int64] | None, list[str]]:  # [N], -1 for a folder that the training set has not got
+    """Class numbers and names: the folders that the training samples lie in, if they are two or more."""
+    depth = 1 if names[parts["train"][0]].startswith("train/") else 0
+    folders = [name.split("/", depth + 1)[depth] if name.count("/") > depth else "" for name in names]
+    classes = sorted({folders[i] for i in parts["train"]})
+    if "" in classes or len(classes) < 2:
+        return None, []
+    numbers = {name: number for number, name in enumerate(classes)}
+    return np.array([numbers.get(folder, -1) for folder in folders], dtype=np.int64), classes

@@ -104,6 +104,20 @@ def mae(size: int = 224) -> tuple[View, ...]:
     return (View(size=size, crop_scale=(0.2, 1.0), interpolation="bicubic"),)
 
 
+def cvrl(size: int = 224, frames: int = 16, stride: int = 2) -> tuple[View, ...]:
+    """Two clips of a video, near each other more often than far apart; BYOL's blur and solarisation.
+
+    Reference: Qian et al. 2021, arXiv:2008.03800, sections 3.2 and 3.3; crops, strengths and probabilities are those of
+    the authors' code.
+    """
+    view = View(
+        "clip1", kind="clip", size=size, frames=frames, stride=stride, place="near", crop_scale=(0.3, 1.0),
+        crop_ratio=(0.5, 2.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, jitter=0.8, grayscale=0.2,
+        blur=1.0,
+    )  # fmt: skip
+    return (view, replace(view, name="clip2", blur=0.1, solarize=0.2))
+
+
 def supervised(size: int = 224) -> tuple[View, ...]:
     """One view: crop and flip.
 
@@ -113,5 +127,6 @@ def supervised(size: int = 224) -> tuple[View, ...]:
 
 
 PRESETS: dict[str, Callable[..., tuple[View, ...]]] = {
-    preset.__name__: preset for preset in (simclr, moco_v2, moco_v3, byol, vicreg, swav, dino, dinov2, mae, supervised)
+    preset.__name__: preset
+    for preset in (simclr, moco_v2, moco_v3, byol, vicreg, swav, dino, dinov2, mae, cvrl, supervised)
 }

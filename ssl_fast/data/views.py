@@ -39,7 +39,7 @@ class View:
 
     Args:
         name: how the method calls it.
-        kind: "image".
+        kind: "image", or "clip" of a video: all its frames get one crop, flip and colour.
         size: side of the square output, pixels.
         crop: "random" (torchvision's RandomResizedCrop) or "center": the centred square of side
             min(H, W) * sqrt(crop_scale[1]), so that crop_scale[1] = 0.875 ** 2 is "resize 256, crop 224".
@@ -53,6 +53,12 @@ class View:
         blur: probability of a Gaussian blur, sigma uniform in blur_sigma (pixels).
         solarize: probability of inverting values >= solarize_threshold (of 1).
         mean, std: normalisation per channel, of values in [0, 1].
+        frames: T of a clip; 1 for an image.
+        stride: from one frame of a clip to the next, in frames of the video.
+        place: where in the video it is taken: "random"; "near", for two views: more often close to each other than far
+            apart (`ssl_fast.data.clips`); "even": the views of this kind at equal distances, the first at the video's
+            beginning, the last at its end, one alone in the middle.
+        clips: for evaluation: so many clips at even places, whose features are averaged.
 
     Raises:
         ValueError: a field is out of its range.
@@ -78,6 +84,10 @@ class View:
     solarize_threshold: float = 0.5
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    frames: int = 1
+    stride: int = 1
+    place: str = "random"
+    clips: int = 1
 
     def __post_init__(self) -> None:
         for name in ("crop_scale", "crop_ratio", "blur_sigma", "mean", "std"):
@@ -87,12 +97,24 @@ class View:
         self._check_normalisation()
 
     def _check_words(self) -> None:
-        allowed = {"kind": ("image",), "crop": ("random", "center"), "interpolation": ("bilinear", "bicubic")}
+        allowed = {
+            "kind": ("image", "clip"),
+            "crop": ("random", "center"),
+            "interpolation": ("bilinear", "bicubic"),
+            "place": ("random", "near", "even"),
+        }
         for name, words in allowed.items():
             if getattr(self, name) not in words:
                 raise ValueError(f"{name}: expected {' or '.join(map(repr, words))}, got {getattr(self, name)!r}")
         if self.size < 1:
             raise ValueError(f"size: expected a positive number of pixels, got {self.size}")
+        if min(self.frames, self.stride, self.clips) < 1:
+            got = f"{self.frames}, {self.stride}, {self.clips}"
+            raise ValueError(f"frames, stride, clips: expected positive numbers, got {got}")
+        if self.kind == "image" and self.frames > 1:
+            raise ValueError(f"frames: expected 1 for kind='image', got {self.frames}")
+        if self.clips > 1 and self.place != "even":
+            raise ValueError(f"clips: expected 1 unless place='even', got {self.clips} and place={self.place!r}")
 
     def _check_ranges(self) -> None:
         for name in ("flip", "jitter", "grayscale", "blur", "solarize", "solarize_threshold"):
@@ -118,14 +140,15 @@ class Batch:
     """What the loader yields and a method reads.
 
     Attributes:
-        views: the views in declared order, each [N, C, H, W], normalised float, channels_last in memory.
+        views: the views in declared order, each [N, C, H, W], normalised float, channels_last in memory; clips are
+            [N, C, T, H, W] (torchvision's order), channels_last_3d.
         labels: [N] int64 or None.
         index: [N] int64, the samples' numbers in their data set.
         extras: further tensors, first dimension N.
         seconds: what it cost to make, by part ("decode", "augment"), where that is known.
     """
 
-    views: tuple[Tensor, ...]  # each [N, C, H, W]
+    views: tuple[Tensor, ...]  # each [N, C, H, W] or [N, C, T, H, W]
     labels: Tensor | None  # [N]
     index: Tensor  # [N]
     extras: dict[str, Tensor] = field(default_factory=dict)

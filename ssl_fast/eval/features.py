@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ssl_fast.data.dataset import Dataset, Image
 from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.data.views import View
+from ssl_fast.models.video import channels_last
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -43,7 +44,7 @@ class Features:
 
 
 def extract_features(
-    backbone: nn.Module,  # images [N, C, H, W] -> features [N, F]
+    backbone: nn.Module,  # images [N, C, H, W], or clips [N, C, T, H, W] -> features [N, F]
     dataset: Dataset,
     view: View,
     *,
@@ -55,7 +56,8 @@ def extract_features(
     """The backbone's features of every image of a data set.
 
     The backbone runs in evaluation mode (running batch statistics, no dropout) without gradients, and gets its training
-    flags back, module by module. No global random state is read or changed.
+    flags back, module by module. No global random state is read or changed. Clips are taken at
+    even places; with `view.clips` above 1 a video's features are the mean over so many.
 
     Args:
         backbone: moved to `device`; its memory format stays as it is, for a training may go on with it.
@@ -74,7 +76,7 @@ def extract_features(
         raise ValueError(f"precision: expected {' or '.join(PRECISIONS)}, got {precision!r}")
     batches = Loader(
         dataset,
-        (view,),
+        (replace(view, place="even", clips=1),) * view.clips,
         loader or LoaderConfig(),
         batch_size=batch_size,
         seed=0,
@@ -86,7 +88,8 @@ def extract_features(
     h, found = torch.empty(0), torch.zeros(len(dataset), dtype=torch.bool)
     with evaluation_mode(backbone):
         for batch in batches.epoch(0):
-            rows = _forward(backbone, batch.views[0], torch.device(device).type, PRECISIONS[precision])
+            kind, dtype = torch.device(device).type, PRECISIONS[precision]
+            rows = torch.stack([_forward(backbone, clips, kind, dtype) for clips in batch.views]).mean(dim=0)
             if not len(h):
                 h = torch.zeros(len(dataset), rows.shape[1])
             index = batch.index.cpu()
@@ -122,12 +125,12 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 def _forward(
     backbone: nn.Module,
-    images: Tensor,  # [N, C, H, W]
+    images: Tensor,  # [N, C, H, W] or [N, C, T, H, W]
     device_type: str,
     dtype: torch.dtype,
 ) -> Tensor:
     with torch.inference_mode(), torch.autocast(device_type, dtype=dtype, enabled=dtype != torch.float32):
-        rows: Tensor = backbone(images.contiguous(memory_format=torch.channels_last))
+        rows: Tensor = backbone(channels_last(images))
     if rows.ndim != 2:
         raise ValueError(f"backbone: expected features [N, F] for images [N, C, H, W], got shape {tuple(rows.shape)}")
     return rows.float()
@@ -180,6 +183,7 @@ def _protocol(view: View, precision: str) -> dict[str, Any]:
             "interpolation": view.interpolation,
             "mean": list(view.mean),
             "std": list(view.std),
+            **({name: getattr(view, name) for name in ("frames", "stride", "clips")} if view.kind == "clip" else {}),
         },
         "precision": precision,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -152,7 +153,7 @@ class Subset(Dataset):
     ) -> None:
         self.dataset, self.index = dataset, index
         self.classes, self.channels = dataset.classes, dataset.channels
-        self.mean, self.std = dataset.mean, dataset.std
+        self.mean, self.std, self.videos = dataset.mean, dataset.std, dataset.videos
         self.labels = None if dataset.labels is None else np.asarray(dataset.labels)[index]
         self.arrays = None if dataset.arrays is None else dataset.arrays[index]
         self.names = None if dataset.names is None else [dataset.names[i] for i in index]
@@ -179,9 +180,10 @@ class Subset(Dataset):
     def fetch(
         self,
         index: NDArray[np.int64],  # [n] numbers in the subset
+        *wanted: Any,
     ) -> tuple[NDArray[np.uint8] | list[Image], NDArray[np.int64]]:
         """As the whole set's; where a broken file was replaced by one outside the subset, a fetched one stands in."""
-        images, read = self.dataset.fetch(self.index[index])
+        images, read = self.dataset.fetch(self.index[index], *wanted)
         inside = np.isin(read, self.index)
         if inside.all():
             return images, np.searchsorted(self.index, read)

@@ -44,8 +44,10 @@ def input_shape(preprocessing: Mapping[str, Any]) -> tuple[int, int, int]:
     """(C, H, W) that the evaluation preprocessing makes.
 
     Raises:
-        ValueError: when `size` is missing, or neither `channels` nor `mean` gives C.
+        ValueError: when `size` is missing, neither `channels` nor `mean` gives C, or the backbone takes clips.
     """
+    if preprocessing.get("kind", "image") == "clip":
+        raise ValueError("input: expected a backbone of images, got one of clips, which the export does not know yet")
     size, channels = preprocessing.get("size"), preprocessing.get("channels") or len(preprocessing.get("mean", ()))
     if not size or not channels:
         raise ValueError(f"preprocessing needs size and channels (or mean), got {sorted(preprocessing)}")

@@ -1,4 +1,7 @@
-"""Image backbones from timm, with the options that small images and exactness tests need; saving and loading them."""
+"""Image backbones from timm, with the options that small images and exactness tests need; saving and loading them.
+
+Video networks (`ssl_fast/models/video.py`) are built, saved and loaded here too.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 
 from ssl_fast.models.norm import replace_batch_norm
 from ssl_fast.models.resnet import resnet_arguments, set_stem
+from ssl_fast.models.video import NAMES, build_video_network, over_frames
 from ssl_fast.models.vit import VITS, vit_arguments
 from ssl_fast.models.weights import WeightsReport, load_weights, read_weights
 
@@ -37,7 +41,8 @@ class BackboneConfig:
     """Which network, and how it differs from timm's.
 
     Attributes:
-        name: any timm model, with or without a weights tag (`resnet18`, `vit_tiny_patch16_224.augreg_in21k`).
+        name: any timm model, with or without a weights tag (`resnet18`, `vit_tiny_patch16_224.augreg_in21k`); its
+            features of a clip are the mean over the frames. Or torchvision's `r3d_18`, `mc3_18`, `r2plus1d_18`.
         cifar_stem: ResNets: 3x3 stride-1 first convolution and no max pool, for images of about 32 px.
         in_channels: channels of the images; recipes set it from the data set.
         width: ResNets: channels of the stem and first stage (stages have 1, 2, 4, 8 times that); vision transformers:
@@ -70,10 +75,10 @@ class BackboneConfig:
 
 
 class Backbone(nn.Module):
-    """A timm network without classifier, that returns pooled features.
+    """A network without classifier, that returns pooled features.
 
     Attributes:
-        model: the timm module; its state dict has timm's bare names.
+        model: the module of timm or torchvision; its state dict has their bare names.
         num_features: F, width of the features.
         config: what it was built from.
         weights_report: what `config.weights` filled, None without it.
@@ -89,9 +94,18 @@ class Backbone(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # [N, C, H, W]
+        x: Tensor,  # [N, C, H, W], or clips [N, C, T, H, W]
     ) -> Tensor:  # [N, F]
-        """Features h [N, F] of normalised images."""
+        """Features h [N, F] of normalised images or clips.
+
+        Raises:
+            ValueError: images for a video network.
+        """
+        if self.config.name in NAMES:
+            if x.ndim != 5:
+                raise ValueError(f"{self.config.name} takes clips [N, C, T, H, W], got shape {tuple(x.shape)}")
+        elif x.ndim == 5:
+            return over_frames(self.model, x)
         h: Tensor = self.model(x)
         return h
 
@@ -105,20 +119,26 @@ def _timm() -> Any:
 
 
 def _check(config: BackboneConfig) -> None:
-    timm = _timm()
-    if not timm.is_model(config.name):
-        near = difflib.get_close_matches(config.name.split(".")[0], timm.list_models(), n=3, cutoff=0.5)
-        hint = f"; nearest: {', '.join(near)}" if near else ""
-        raise ValueError(f"backbone.name: timm has no model {config.name!r}{hint}")
-    if "." in config.name and config.name not in timm.list_pretrained(f"{config.name.split('.')[0]}.*"):
-        tags = ", ".join(timm.list_pretrained(f"{config.name.split('.')[0]}.*")) or "none"
-        raise ValueError(f"backbone.name: no published weights {config.name!r}; there are: {tags}")
     if config.norm not in ("batch", "group"):
         raise ValueError(f"backbone.norm must be batch or group, got {config.norm!r}")
     if config.in_channels < 1:
         raise ValueError(f"backbone.in_channels must be at least 1, got {config.in_channels}")
     if not 0.0 <= config.drop_path < 1.0:
         raise ValueError(f"backbone.drop_path must be in [0, 1), got {config.drop_path}")
+    if config.name not in NAMES:
+        _check_timm(config)
+
+
+def _check_timm(config: BackboneConfig) -> None:
+    timm = _timm()
+    if not timm.is_model(config.name):
+        known = [*timm.list_models(), *NAMES]
+        near = difflib.get_close_matches(config.name.split(".")[0], known, n=3, cutoff=0.5)
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise ValueError(f"backbone.name: timm has no model {config.name!r}{hint}")
+    if "." in config.name and config.name not in timm.list_pretrained(f"{config.name.split('.')[0]}.*"):
+        tags = ", ".join(timm.list_pretrained(f"{config.name.split('.')[0]}.*")) or "none"
+        raise ValueError(f"backbone.name: no published weights {config.name!r}; there are: {tags}")
     family = _family(config.name)
     chosen = [name for name in OPTIONS if getattr(config, name)]
     if foreign := [name for name in chosen if family not in OPTIONS[name]]:
@@ -175,6 +195,17 @@ def _create(config: BackboneConfig) -> nn.Module:
     return model
 
 
+def _image_network(config: BackboneConfig) -> nn.Module:
+    model = _create(config)
+    if _family(config.name) == "resnet" and (config.cifar_stem or config.width):
+        set_stem(model, in_channels=config.in_channels, width=config.width, cifar=config.cifar_stem)
+    if config.norm == "group" and not replace_batch_norm(model):
+        raise ValueError(
+            f"backbone.norm=group replaces batch normalisation, and {config.name} has none; leave norm=batch"
+        )
+    return model
+
+
 def build_backbone(config: BackboneConfig) -> Backbone:
     """The network that `config` names, randomly initialised (from torch's global generator) or with weights.
 
@@ -185,13 +216,7 @@ def build_backbone(config: BackboneConfig) -> Backbone:
         ImportError: when timm is not installed.
     """
     _check(config)
-    model = _create(config)
-    if _family(config.name) == "resnet" and (config.cifar_stem or config.width):
-        set_stem(model, in_channels=config.in_channels, width=config.width, cifar=config.cifar_stem)
-    if config.norm == "group" and not replace_batch_norm(model):
-        raise ValueError(
-            f"backbone.norm=group replaces batch normalisation, and {config.name} has none; leave norm=batch"
-        )
+    model = build_video_network(config) if config.name in NAMES else _image_network(config)
     report = load_weights(model, config.weights) if config.weights else None
     return Backbone(model, config, report)
 

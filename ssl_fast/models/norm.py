@@ -20,7 +20,7 @@ def group_norm(
     return nn.GroupNorm(num_channels // math.gcd(num_channels, CHANNELS_PER_GROUP), num_channels, affine=affine)
 
 
-def _as_group_norm(norm: nn.BatchNorm2d) -> nn.Module:
+def _as_group_norm(norm: nn.BatchNorm2d | nn.BatchNorm3d) -> nn.Module:
     new: nn.Module = group_norm(norm.num_features)
     if norm.affine:  # keeps a zero-initialised last norm of a residual block at zero
         new.load_state_dict({"weight": norm.weight.data, "bias": norm.bias.data})
@@ -30,14 +30,14 @@ def _as_group_norm(norm: nn.BatchNorm2d) -> nn.Module:
 
 
 def replace_batch_norm(module: nn.Module) -> int:
-    """Replace, in place, every BatchNorm2d inside `module` by GroupNorm with the same weight and bias.
+    """Replace, in place, every BatchNorm2d and BatchNorm3d inside `module` by GroupNorm with the same weight and bias.
 
     Returns:
         The number of layers replaced.
     """
     count = 0
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
+        if isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d):
             setattr(module, name, _as_group_norm(child))
             count += 1
         else:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, make_dataclass
+from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ssl_fast.config import classes_in
 from ssl_fast.data.captions import CaptionsConfig
+from ssl_fast.data.dataset import Dataset
 from ssl_fast.data.loader import LoaderConfig
 from ssl_fast.data.views import View
 
@@ -52,9 +53,29 @@ def backbone_files(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in BACKBONE_FILES}
 
 
-def evaluation_view(preprocessing: Mapping[str, Any]) -> View:
-    """The view that a saved backbone is evaluated with."""
-    return View(**{item.name: preprocessing[item.name] for item in fields(View) if item.name in preprocessing})
+def evaluation_view(preprocessing: Mapping[str, Any], clips: int = 0) -> View:
+    """The view that a saved backbone is evaluated with.
+
+    Args:
+        preprocessing: what was saved beside it.
+        clips: of a video, whose features are averaged; 0: as many as were saved.
+    """
+    view = View(**{item.name: preprocessing[item.name] for item in fields(View) if item.name in preprocessing})
+    return replace(view, place="even", clips=clips or view.clips)
+
+
+def new_evaluation_view(view: View, dataset: Dataset, size: int, clips: int = 1) -> View:
+    """How a backbone that is trained on `view` is evaluated: on the centre, nothing random, clips at even places.
+
+    Args:
+        view: of the training.
+        dataset: whose normalisation is taken.
+        size: side, pixels.
+        clips: of each video.
+    """
+    kind = {name: getattr(view, name) for name in ("kind", "frames", "stride")}
+    fixed: dict[str, Any] = {"crop": "center", "flip": 0.0, "place": "even", "clips": clips if dataset.videos else 1}
+    return View("eval", **kind, **fixed, size=size, mean=dataset.mean, std=dataset.std)
 
 
 def saved_group(folder: Path, group: str, options: Mapping[str, type]) -> Any:

@@ -21,6 +21,7 @@ from ssl_fast.data import meter
 from ssl_fast.data.loader import Loader
 from ssl_fast.data.views import Batch
 from ssl_fast.methods.base import Method
+from ssl_fast.models.video import channels_last_
 from ssl_fast.optim.config import build_optimizer, scheduled_
 from ssl_fast.optim.schedule import scaled_lr, warmup_cosine
 from ssl_fast.train.checkpoint import Checkpoints
@@ -188,8 +189,9 @@ class Trainer:
             if self.device.type != "cuda":
                 raise ValueError("train.sync_batchnorm: expected a GPU (torch has no SyncBatchNorm on the CPU)")
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
-        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        method = method.to(self.device).to(memory_format=memory_format).train()
+        method = method.to(self.device).train()
+        if config.channels_last:
+            channels_last_(method)
         if config.compile:
             method.backbone.compile()
         self._say_whose_statistics(method)

@@ -10,7 +10,7 @@ import torch
 from ssl_fast import distributed
 from ssl_fast.config import find
 from ssl_fast.data.captions import add_captions
-from ssl_fast.data.dataset import ArrayDataset
+from ssl_fast.data.dataset import ArrayDataset, Dataset
 from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.data.views import Batch
 from ssl_fast.methods.base import Method
@@ -18,6 +18,7 @@ from ssl_fast.models.backbone import Backbone, BackboneConfig, build_backbone
 from ssl_fast.models.text import TextConfig
 from ssl_fast.train.checkpoint import Checkpoints
 from ssl_fast.train.trainer import TrainConfig, Trainer
+from tests.videos import random_videos
 
 TEXT = TextConfig(width=16, layers=1, heads=2, context_length=12, vocab_size=600)
 SMALL: dict[str, dict[str, Any]] = {
@@ -38,15 +39,26 @@ SMALL: dict[str, dict[str, Any]] = {
     "barlow_twins": {"hidden_dim": 16, "dim": 16},
     "clip": {"dim": 8, "text": TEXT},
     "siglip": {"dim": 8, "text": replace(TEXT, causal=False, pool="last")},
+    "cvrl": {"hidden_dim": 16, "dim": 8, "num_hidden": 1},
 }
 METHODS = tuple(SMALL)
 TRANSFORMERS = ("dinov2", "mae")
+OF_VIDEOS = ("cvrl",)
 
 
 def pictures(count: int = 60, side: int = 16) -> ArrayDataset:
     """Random pictures in memory."""
     images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     return ArrayDataset(images, np.arange(count) % 4, list("abcd"))
+
+
+def samples(method: Method, count: int = 60, side: int = 16) -> Dataset:
+    """What a method learns from: random pictures, with captions where it reads them, or random videos."""
+    if method.config.name in OF_VIDEOS:
+        return random_videos(count, side=side)
+    dataset = pictures(count, side)
+    add_captions(dataset, "classes", method.tokenizer(method.config))
+    return dataset
 
 
 class DoubleLoader:
@@ -88,7 +100,7 @@ def make_method(
     config = cls.Config(**SMALL[name])
     if hasattr(config, "norm"):
         config.norm = head_norm or norm
-    config.view = replace(config.view, size=16, blur=0.0)
+    config.view = replace(config.view, size=16, blur=0.0, frames=min(config.view.frames, 2))
     config.optimizer = replace(config.optimizer, warmup_epochs=0, **optimizer)
     torch.manual_seed(0)
     return cls(config, small_backbone(name, norm)).to(dtype)
@@ -104,8 +116,7 @@ def small_backbone(method: str, norm: str) -> Backbone:
 def make_trainer(
     method: Method, *, batch_size: int, epochs: int, checkpoints: Checkpoints | None = None, **train: Any
 ) -> Trainer:
-    dataset = pictures()
-    add_captions(dataset, "classes", method.tokenizer(method.config))
+    dataset = samples(method)
     views = tuple(replace(v, mean=dataset.mean, std=dataset.std) for v in method.views(method.config))
     loader: Any = Loader(
         dataset,

@@ -14,14 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
 from ssl_fast import distributed
-from ssl_fast.data.captions import add_captions
-from ssl_fast.data.dataset import ArrayDataset
 from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.data.views import View
 from ssl_fast.models.backbone import save_backbone
@@ -31,7 +28,7 @@ from ssl_fast.train.run import Stage
 from ssl_fast.train.tracking import Tracker
 from ssl_fast.train.trainer import TrainConfig, Trainer
 from tests.train.children import differing, end, start, wait_for
-from tests.train.runs import METHODS, TRANSFORMERS, make_method
+from tests.train.runs import METHODS, TRANSFORMERS, make_method, pictures, samples
 
 EPOCHS, STEPS = 3, 5  # 15 steps; a checkpoint every 2 steps and at the end of each epoch
 BATCH, SIDE = 12, 16
@@ -47,14 +44,9 @@ class Config:
     stage: str = "pretrain"
 
 
-def pictures() -> ArrayDataset:
-    random_images = np.random.default_rng(0).integers(0, 256, (BATCH * STEPS + 3, SIDE, SIDE, 3), dtype=np.uint8)
-    return ArrayDataset(random_images, np.arange(len(random_images)) % 4, list("abcd"))
-
-
 def work(config: Config, stage: Stage, workers: int) -> tuple[dict[str, Any], list[str]]:
-    method, dataset = make_method(config.method, norm="batch"), pictures()
-    add_captions(dataset, "classes", method.tokenizer(method.config))
+    method = make_method(config.method, norm="batch")
+    dataset = samples(method, BATCH * STEPS + 3, SIDE)
     views = tuple(replace(view, mean=dataset.mean, std=dataset.std) for view in method.views(method.config))
     loader = Loader(
         dataset,

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ssl_fast.data.decode import read_bytes
 from ssl_fast.data.encoded import EncodedConfig, EncodedDataset
-from ssl_fast.data.parts import PARTS, chosen_rows, part_rows, splits_of
+from ssl_fast.data.parts import PARTS, chosen_rows, folder_classes, part_rows, splits_of
 from ssl_fast.data.scan import scan
 
 
@@ -48,7 +44,7 @@ class ImageFolder(EncodedDataset):
         found = scan(self.root, self.limits, config.scan == "full", channels=self.channels)
         self._record(found.refused, len(found.names) + len(found.refused))
         parts = part_rows(found.names)
-        labels, self.classes = _labels(found.names, parts) if config.labelled else (None, [])
+        labels, self.classes = folder_classes(found.names, parts) if config.labelled else (None, [])
         rows = chosen_rows(config, split, parts, labels, len(found.names))
         if not len(rows):
             raise ValueError(f"data.root: no images in the split {split!r} of {config.root}")
@@ -73,17 +69,3 @@ def _root(config: Any) -> Path:
     if not config.root:
         raise ValueError("data.root: expected a folder of images")
     return Path(config.root)
-
-
-def _labels(
-    names: Sequence[str],
-    parts: dict[str, NDArray[np.int64]],
-) -> tuple[NDArray[np.int64] | None, list[str]]:  # [N], -1 for a folder that the training images have not got
-    """Class numbers and names: the folders that the training images lie in."""
-    depth = 1 if names[parts["train"][0]].startswith("train/") else 0
-    folders = [name.split("/", depth + 1)[depth] if name.count("/") > depth else "" for name in names]
-    classes = sorted({folders[i] for i in parts["train"]})
-    if "" in classes or len(classes) < 2:
-        return None, []
-    numbers = {name: number for number, name in enumerate(classes)}
-    return np.array([numbers.get(folder, -1) for folder in folders], dtype=np.int64), classes
