@@ -4,7 +4,8 @@
 
 The layer is timm's. Its gates start near one half, so published weights need fine-tuning with it.
 
-Reference: Woo et al. 2018, arXiv:1807.06521, Eq. 1-3; section 4.1 (reduction 16), section 3 (kernel 7, on the branch).
+Reference: Woo et al. 2018, arXiv:1807.06521, Eq. 1-3; section 3 (kernel 7, on the branch); section 4.1
+(reduction 16; here to no fewer than 8 units).
 """
 
 from __future__ import annotations
@@ -50,5 +51,6 @@ def _into_convnext(block: Any) -> None:
 def _cbam(channels: int) -> nn.Module:
     from timm.layers.cbam import CbamModule
 
-    module: nn.Module = CbamModule(channels, rd_ratio=1 / 16, spatial_kernel_size=7)
+    hidden = max(channels // 16, 8)  # a single unit, in narrow networks, may be dead from the start
+    module: nn.Module = CbamModule(channels, rd_channels=hidden, spatial_kernel_size=7)
     return module

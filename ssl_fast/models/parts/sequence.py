@@ -13,8 +13,8 @@ def require_plain_blocks(model: Any, part: str, name: str) -> None:
     """Raises ValueError unless `model` is a ViT or EVA-02 of pre-norm blocks with timm's plain attention."""
     family = require(model, part, ("vit", "eva"), name)
     block, attention = ("Block", "Attention") if family == "vit" else ("EvaBlock", "EvaAttention")
-    odd = {(type(b).__name__, type(b.attn).__name__) for b in model.blocks} - {(block, attention)}
-    if odd or getattr(model, "rope_mixed", False):
+    kinds = {(type(b).__name__, type(getattr(b, "attn", None)).__name__) for b in model.blocks}
+    if kinds != {(block, attention)} or getattr(model, "rope_mixed", False):
         raise ValueError(f"backbone.{part}: the blocks of {name} are of another kind; take vit_small_patch16_224")
 
 

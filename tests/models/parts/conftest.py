@@ -26,7 +26,11 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
         {"depths": (2, 1), "embed_dim": 16, "num_heads": (1, 2), "window_size": 4},
         32,
     ),
-    "vit": ({"name": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 4}, {"depth": 4, "embed_dim": 32}, 32),
+    "vit": (
+        {"name": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 4},
+        {"depth": 4, "embed_dim": 32, "num_heads": 2},
+        32,
+    ),
     "dinov2": (
         {"name": "vit_small_patch14_reg4_dinov2", "image_size": 28, "patch_size": 4},
         {"depth": 4, "embed_dim": 32, "num_heads": 2},
@@ -65,9 +69,12 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Build:
         smaller.update(arguments)
         torch.manual_seed(seed)
         backbone = build_backbone(BackboneConfig(**{**config, **settings}))
-        for name, parameter in backbone.named_parameters():
-            if "adapter" not in name and parameter.ndim == 1 and not parameter.any():
+        torch.manual_seed(seed)  # parts have drawn too
+        for name, parameter in backbone.model.named_parameters():
+            if parameter.ndim == 1 and not parameter.any() and ".se." not in name:
                 nn.init.normal_(parameter, std=0.2)  # norms that start at zero would hide the branch behind them
+            if "gamma" in name:
+                nn.init.ones_(parameter)
         return backbone
 
     return build

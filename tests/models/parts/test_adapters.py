@@ -105,8 +105,8 @@ def test_merged_tokens_see_the_adapters(peft: Any, build: Build) -> None:
 
 def test_other_families_are_refused() -> None:
     for settings in KINDS.values():
-        with pytest.raises(ValueError, match="does not go into vgg11; it goes into resnet18"):
-            build_backbone(BackboneConfig("vgg11", **settings))
+        with pytest.raises(ValueError, match="does not go into mobilenetv3_small_050; it goes into resnet18"):
+            build_backbone(BackboneConfig("mobilenetv3_small_050", **settings))
 
 
 def test_without_peft_the_extra_is_named(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Token merging: without merging it is timm's forward, equal patches merge without a trace, and the matching by hand."""
+"""Token merging: none of it is timm's forward, equal patches merge without a trace, and the matching by hand."""
 
 from __future__ import annotations
 
