@@ -80,12 +80,12 @@ def export(
         if head.in_features != backbone.num_features:
             raise ValueError(f"head: {heads} takes {head.in_features} features, {folder} gives {backbone.num_features}")
         model = Classifier(backbone, head)
+    torchvisions = [save_torchvision(stage.path, backbone, head)] if config.torchvision else []
     images = real_images(config, preprocessing)
     report = export_model(config.export, model, preprocessing, stage.path, classes=classes, images=images)
     files = [row["file"] for row in (*report["onnx"], *report["engines"])]
-    files += [save_torchvision(stage.path, backbone, head)] if config.torchvision else []
     output = "logits" if classes else "feature"
-    return {**report, "output": output, "images": config.images}, [*files, "parity.json"]
+    return {**report, "output": output, "images": config.images}, [*files, *torchvisions, "parity.json"]
 
 
 def main(config: ExportStageConfig) -> None:

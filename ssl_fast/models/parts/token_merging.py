@@ -64,7 +64,7 @@ def _forward_features(model: Any, x: Tensor, **_: Any) -> Tensor:
     x, rope = embed(model, x)
     first, patches = model.num_prefix_tokens, x.shape[1] - model.num_prefix_tokens
     size: Tensor | None = None  # patches in each token [N, T, 1]; None: one
-    place = torch.arange(patches, device=x.device).expand(len(x), -1)  # of each patch among the tokens
+    place = torch.arange(patches, device=x.device).expand(x.shape[0], -1)  # of each patch among the tokens
     for block, amount in zip(model.blocks, model.merge_tokens, strict=True):
         attended, keys = attention(block.attn, block.norm1(x), size, rope)
         x = x + attention_branch(block, attended)
@@ -74,7 +74,7 @@ def _forward_features(model: Any, x: Tensor, **_: Any) -> Tensor:
             pairs = match(keys[:, first:], r)
             x, size = weighted_mean(x, x.new_ones(*x.shape[:2], 1) if size is None else size, pairs, first)
             place = moved(pairs, now).gather(1, place)
-            rope = None if rope is None else kept(rope.expand(len(x), -1, -1), pairs)
+            rope = None if rope is None else kept(rope.expand(x.shape[0], -1, -1), pairs)
         x = x + mlp_branch(block, x)
     spread = take(x[:, first:], place)
     return model.norm(torch.cat([x[:, :first], spread], dim=1))  # type: ignore[no-any-return]
@@ -136,7 +136,7 @@ def match(
     """Bipartite soft matching: the r best pairs between the even and the odd patches."""
     keys = F.normalize(keys.float(), dim=-1)
     nearest, target = (keys[:, ::2] @ keys[:, 1::2].mT).max(dim=-1)
-    order = nearest.argsort(dim=-1, descending=True, stable=True)
+    order = nearest.sort(dim=-1, descending=True)[1]  # ONNX has no stable one; torch's is, on CPU and CUDA
     merged = order[:, :r]
     return order[:, r:], merged, target.gather(1, merged)
 
@@ -176,9 +176,9 @@ def moved(pairs: Pairs, patches: int) -> Tensor:
     """The place [N, P] of every patch after `merge`."""
     stay, merged, target = pairs
     n = stay.shape[1]
-    place = target.new_empty(len(target), patches)
+    place = target.new_empty(target.shape[0], patches)
     place[:, 1::2] = torch.arange(n, n + patches // 2, device=place.device)
-    ranks = torch.arange(n, device=place.device).expand(len(place), -1)
+    ranks = torch.arange(n, device=place.device).expand(place.shape[0], -1)
     place[:, ::2] = place[:, ::2].scatter(1, stay, ranks).scatter(1, merged, target + n)
     return place
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_fast.export.onnx import export_onnx
+from ssl_fast.export.parity import onnx_runner
 from ssl_fast.models.parts.token_merging import match, merge, moved, schedule
 from tests.models.parts.conftest import Build, images
 
@@ -122,3 +126,11 @@ def test_bf16(build: Build) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = backbone(x)
     assert nn.functional.cosine_similarity(low.float(), backbone(x)).min() > 0.9
+
+
+def test_exported_to_onnx(build: Build, tmp_path: Path) -> None:
+    backbone, x = build("eva", merge_tokens="6").eval(), images("eva", 3)
+    side = x.shape[-1]
+    preprocessing = {"size": side, "channels": 3, "mean": [0.5] * 3, "std": [0.2] * 3}
+    export_onnx(backbone, tmp_path / "model.onnx", preprocessing)
+    torch.testing.assert_close(onnx_runner(tmp_path / "model.onnx")(x), backbone(x).detach(), rtol=1e-4, atol=1e-4)
