@@ -6,8 +6,9 @@
 
 Reads backbone.safetensors + backbone.json of a stage (the run's finetune stage if there is one, else pretrain) and the
 head.safetensors + classes.json beside it, or those of the stage `head`. Writes model.onnx, model_fp16.onnx,
-model_fp16_<architecture>.engine (where TensorRT or TensorRT-RTX is installed), parity.json and result.json into
-runs/<run>/export. The input of every file is normalised images; how to normalise is in the ONNX files' metadata.
+model_fp16_<architecture>.engine (where TensorRT or TensorRT-RTX is installed), parity.json, result.json and,
+with torchvision=true, torchvision.pth into runs/<run>/export. The input of every file is normalised images; how to
+normalise is in the ONNX files' metadata.
 """
 
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from ssl_fast.export import ExportConfig, export_model
 from ssl_fast.export.parity import BATCHES
 from ssl_fast.models.backbone import load_backbone
 from ssl_fast.models.classifier import CLASSES, WEIGHTS, Classifier, load_head
+from ssl_fast.models.torchvision_weights import save_torchvision
 from ssl_fast.train.inputs import backbone_files, data_options, evaluation_view, find_input, saved_group
 from ssl_fast.train.recipe import run_stage
 from ssl_fast.train.run import Stage
@@ -38,6 +40,7 @@ class ExportStageConfig:
     data: Any = None  # the input's own data set
     export: ExportConfig = field(default_factory=ExportConfig)
     head: str = ""  # "": the input's own, if it has one; none: features; a stage of the run ("probe") or its folder
+    torchvision: bool = False  # also torchvision.pth, for torchvision.models.<name> of a plain ResNet
     images: str = "data"  # for the parity report: data (the test split) | noise
     input: str = ""  # a stage of the run, or a stage's folder; "": the run's finetune stage, or else pretrain
     runs: str = "runs"
@@ -71,17 +74,18 @@ def export(
 ) -> tuple[dict[str, Any], list[str]]:
     backbone, preprocessing = load_backbone(folder)
     model: nn.Module = backbone
-    classes: list[str] = []
+    head, classes = None, []
     if heads:
         head, classes = load_head(heads)
         if head.in_features != backbone.num_features:
             raise ValueError(f"head: {heads} takes {head.in_features} features, {folder} gives {backbone.num_features}")
         model = Classifier(backbone, head)
+    torchvisions = [save_torchvision(stage.path, backbone, head)] if config.torchvision else []
     images = real_images(config, preprocessing)
     report = export_model(config.export, model, preprocessing, stage.path, classes=classes, images=images)
     files = [row["file"] for row in (*report["onnx"], *report["engines"])]
     output = "logits" if classes else "feature"
-    return {**report, "output": output, "images": config.images}, [*files, "parity.json"]
+    return {**report, "output": output, "images": config.images}, [*files, *torchvisions, "parity.json"]
 
 
 def main(config: ExportStageConfig) -> None:

@@ -47,7 +47,7 @@ class FinetuneConfig:
     defaults: list[Any] = field(default_factory=lambda: ["_self_", {"method": "supervised"}, {"data": None}])
     method: Any = None
     data: Any = None  # the input's own data set
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)  # with input=none
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)  # with input=none; otherwise its lora_* and ia3
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=30))
     size: int = 0  # of the views, pixels; 0: the input's, with input=none the method's
     evaluate: str = "test"  # the split that the final accuracy is of
@@ -59,11 +59,11 @@ class FinetuneConfig:
 
 def starting_point(config: FinetuneConfig, folder: Path | None, train_set: Dataset) -> tuple[Backbone, View]:
     """The backbone and its evaluation view: those of the input, or new ones."""
+    torch.manual_seed(config.train.seed)
     if folder is None:
-        torch.manual_seed(config.train.seed)
         view = inputs.new_evaluation_view(config.method.view, train_set, config.size or config.method.view.size)
         return build_backbone(replace(config.backbone, in_channels=train_set.channels)), view
-    backbone, preprocessing = load_backbone(folder)
+    backbone, preprocessing = load_backbone(folder, adapters=config.backbone)
     view = evaluation_view(preprocessing)
     return backbone, replace(view, size=config.size or view.size)
 

@@ -28,6 +28,7 @@ from ssl_fast.eval.neighbours import save_neighbours
 from ssl_fast.models.backbone import BackboneConfig, build_backbone, save_backbone
 from ssl_fast.models.vit import check_sizes
 from ssl_fast.train.checkpoint import Checkpoints
+from ssl_fast.train.initial import find_initial, start_from
 from ssl_fast.train.inputs import data_options, new_evaluation_view
 from ssl_fast.train.recipe import run_stage
 from ssl_fast.train.run import Stage
@@ -49,6 +50,7 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     knn: KNNConfig = field(default_factory=KNNConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    init: str = ""  # a run, or a stage's folder: the weights, heads, teacher, queue this run starts from
     evaluate: str = "test"  # the split that the final kNN is measured on; val while settings are being chosen
     eval_size: int = 0  # side of the images that features are taken of, pixels; 0: the first view's
     eval_clips: int = 5  # clips of a video, at even places, whose features are averaged
@@ -57,7 +59,7 @@ class PretrainConfig:
     stage: str = "pretrain"
 
 
-def pretrain(config: PretrainConfig, stage: Stage) -> tuple[dict[str, Any], list[str]]:
+def pretrain(config: PretrainConfig, inputs: dict[str, Path], stage: Stage) -> tuple[dict[str, Any], list[str]]:
     method_class = find(METHODS, config.method.name)
     train_set = open_dataset(config.data, "train", method_class.tokenizer(config.method))
     test_set = open_dataset(config.data, config.evaluate)
@@ -92,6 +94,8 @@ def pretrain(config: PretrainConfig, stage: Stage) -> tuple[dict[str, Any], list
     if distributed.rank() == 0:
         kinds["raw_pixels"] = raw_pair(train_set, test_set)
         kinds["random_init"] = pair(method.backbone, train_set, test_set, eval_view)
+    if config.init:
+        start_from(method, inputs["init"])
     start = trainer.resume()
     train = config.train
     tracker = Tracker(stage.path, train.tensorboard, train.wandb, stage.path.parent.name, asdict(config), start)
@@ -142,7 +146,8 @@ def save_picture(path: Path, train_set: Any, test_set: Any, kinds: dict[str, Pai
 
 def main(config: PretrainConfig) -> None:
     distributed.initialize(config.train.device)
-    run_stage(config, (config.method.name, config.data.name), {}, lambda stage: pretrain(config, stage))
+    inputs = {"init": find_initial(config.runs, config.init)} if config.init else {}
+    run_stage(config, (config.method.name, config.data.name), inputs, lambda stage: pretrain(config, inputs, stage))
 
 
 if __name__ == "__main__":

@@ -17,12 +17,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from ssl_fast.models.norm import replace_batch_norm
+from ssl_fast.models.parts import add_adapters, add_parts, check_parts
+from ssl_fast.models.parts.adapters import folded
 from ssl_fast.models.resnet import resnet_arguments, set_stem
 from ssl_fast.models.video import NAMES, build_video_network, over_frames
 from ssl_fast.models.vit import VITS, vit_arguments
 from ssl_fast.models.weights import WeightsReport, load_weights, read_weights
 
 FORMAT = 1
+# settings that have done their work when a backbone is saved
+SPENT: dict[str, Any] = {"pretrained": False, "weights": "", "weights_from": "", "lora_rank": 0, "ia3": False}
 # constructor argument of timm -> our name for it, for messages
 ARGUMENTS = {
     "img_size": "image_size",
@@ -51,12 +55,23 @@ class BackboneConfig:
         heads: vision transformers: attention heads, with `width`; 0: heads of 64 channels.
         norm: "batch", or "group" to replace every BatchNorm2d by GroupNorm, so that samples stay independent.
         pretrained: timm's published weights (downloaded, or from the hub's cache).
-        weights: local .safetensors, .pth or .pt file.
+        weights: local file or run's folder, in any layout of `ssl_fast.models.layouts`; or torchvision's published
+            ones, "torchvision:ResNet50_Weights.IMAGENET1K_V2".
+        weights_from: part of the file's names to take, where it has several networks ("student", "encoder_k").
+        min_matched: share of the network's tensors that `weights` must fill.
         image_size: side in pixels, for transformers that are built for one size; 0 keeps the model's.
         patch_size: side of a patch in pixels, for vision transformers; 0 keeps the model's.
         dynamic_size: vision transformers: take images of any size (local views beside global ones); position embeddings
             are resampled to it.
         drop_path: stochastic depth rate of the last block.
+        attention: "cbam": channel and spatial attention in every residual block (ResNets, ConvNeXts).
+        mixstyle: probability that a training batch has its styles mixed (ResNets, ConvNeXts).
+        merge_tokens: patches that each block merges: "8", "0.1" of those left, or a list "8,8,4,..." (ViT, EVA-02).
+        learn_tokens: learned tokens in place of the patches from the middle on (ViT, EVA-02); 0: off.
+        lora_rank: rank of LoRA's updates, with which all other weights are frozen; 0: off.
+        lora_alpha: LoRA's updates are scaled by alpha / rank; 0: the rank.
+        lora_targets: pattern of the names of modules that LoRA goes on; empty: the blocks' layers.
+        ia3: IA3's scales, with which all other weights are frozen.
     """
 
     name: str = "resnet18"
@@ -72,6 +87,16 @@ class BackboneConfig:
     patch_size: int = 0
     dynamic_size: bool = False
     drop_path: float = 0.0
+    attention: str = ""
+    mixstyle: float = 0.0
+    merge_tokens: str = ""
+    learn_tokens: int = 0
+    lora_rank: int = 0
+    lora_alpha: float = 0.0
+    lora_targets: str = ""
+    ia3: bool = False
+    weights_from: str = ""
+    min_matched: float = 0.9
 
 
 class Backbone(nn.Module):
@@ -125,6 +150,9 @@ def _check(config: BackboneConfig) -> None:
         raise ValueError(f"backbone.in_channels must be at least 1, got {config.in_channels}")
     if not 0.0 <= config.drop_path < 1.0:
         raise ValueError(f"backbone.drop_path must be in [0, 1), got {config.drop_path}")
+    if not 0.0 < config.min_matched <= 1.0:
+        raise ValueError(f"backbone.min_matched must be in (0, 1], got {config.min_matched}")
+    check_parts(config)
     if config.name not in NAMES:
         _check_timm(config)
 
@@ -213,11 +241,20 @@ def build_backbone(config: BackboneConfig) -> Backbone:
         ValueError: on an unknown name (the nearest are named), an option that the family lacks, or a weights file that
             does not fit.
         FileNotFoundError: when published weights cannot be had.
-        ImportError: when timm is not installed.
+        ImportError: when timm is not installed, or peft for adapters.
     """
     _check(config)
     model = build_video_network(config) if config.name in NAMES else _image_network(config)
-    report = load_weights(model, config.weights) if config.weights else None
+    plain = set(model.state_dict())
+    add_parts(model, config)
+    if config.norm == "group":
+        replace_batch_norm(model)  # of the parts
+    report = None
+    if config.weights:
+        report = load_weights(
+            model, config.weights, required=plain, minimum=config.min_matched, owner=config.weights_from
+        )
+    add_adapters(model, config)
     return Backbone(model, config, report)
 
 
@@ -226,9 +263,16 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def plain_state(backbone: Backbone) -> dict[str, Tensor]:
+    """The tensors by timm's bare names, with adapters (LoRA, IA3) folded into the weights: the same outputs."""
+    adapted = backbone.config.lora_rank or backbone.config.ia3
+    return (folded(backbone.model) if adapted else backbone.model).state_dict()
+
+
 def save_backbone(folder: str | Path, backbone: Backbone, preprocessing: dict[str, Any]) -> None:
     """Write `backbone.safetensors` (timm's bare names) and `backbone.json` into `folder`, each replaced atomically.
 
+    What is saved is the `plain_state`, without adapters.
     The JSON file is written last, with the hash of the weights: a pair that an interruption left unequal does not load.
 
     Args:
@@ -241,12 +285,12 @@ def save_backbone(folder: str | Path, backbone: Backbone, preprocessing: dict[st
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights, description = folder / "backbone.safetensors", folder / "backbone.json"
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in plain_state(backbone).items()}
     partial = weights.with_suffix(".partial")
     partial.write_bytes(save(tensors))  # save_file makes files that only their owner may read
     content = {
         "format": FORMAT,
-        "config": asdict(replace(backbone.config, pretrained=False, weights="")),
+        "config": asdict(replace(backbone.config, **SPENT)),
         "num_features": backbone.num_features,
         "preprocessing": preprocessing,
         "sha256": _sha256(partial),
@@ -270,11 +314,12 @@ def _read_description(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_backbone(path: str | Path) -> tuple[Backbone, dict[str, Any]]:
+def load_backbone(path: str | Path, adapters: BackboneConfig | None = None) -> tuple[Backbone, dict[str, Any]]:
     """Rebuild what `save_backbone` wrote, in eval mode on the CPU.
 
     Args:
         path: the folder, or its `backbone.json`.
+        adapters: its `lora_*` and `ia3` are put on the network once the weights are loaded; None for none.
 
     Returns:
         (backbone, preprocessing).
@@ -294,4 +339,9 @@ def load_backbone(path: str | Path) -> tuple[Backbone, dict[str, Any]]:
     config = BackboneConfig(**{name: value for name, value in content["config"].items() if name in known})
     backbone = build_backbone(config)
     backbone.model.load_state_dict(read_weights(weights))
+    if adapters:
+        chosen = {name: getattr(adapters, name) for name in ("lora_rank", "lora_alpha", "lora_targets", "ia3")}
+        backbone.config = replace(backbone.config, **chosen)
+        check_parts(backbone.config)
+        add_adapters(backbone.model, backbone.config)
     return backbone.eval(), content["preprocessing"]

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ssl_fast.models.backbone import BackboneConfig, build_backbone
-from ssl_fast.models.weights import load_weights, strip_prefixes
+from ssl_fast.models.weights import load_weights
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -18,26 +18,11 @@ def network(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
 
 
-@pytest.mark.parametrize(
-    ("name", "bare"),
-    [
-        ("conv1.weight", "conv1.weight"),
-        ("module.backbone.model.conv1.weight", "conv1.weight"),
-        ("_orig_mod.module.conv1.weight", "conv1.weight"),
-        ("module.encoder_q.conv1.weight", "conv1.weight"),
-        ("encoder_k.conv1.weight", "encoder_k.conv1.weight"),
-        ("teacher.backbone.conv1.weight", "teacher.backbone.conv1.weight"),
-        ("modules.0.weight", "modules.0.weight"),
-    ],
-)
-def test_strip_prefixes(name, bare):
-    assert strip_prefixes(name) == bare
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".ckpt", ".pth.tar", ".bin"])
 def test_wrapped_weights_are_found(tmp_path, suffix):
     source = network(1)
     state = {f"module.backbone.{name}": tensor for name, tensor in source.state_dict().items()}
+    state["module.backbone.5.weight"] = torch.zeros(3)
     state["module.projector.weight"] = torch.zeros(3)
     path = tmp_path / f"weights{suffix}"
     save_file(state, path) if suffix == ".safetensors" else torch.save({"epoch": 3, "state_dict": state}, path)
@@ -46,20 +31,22 @@ def test_wrapped_weights_are_found(tmp_path, suffix):
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), source.state_dict().values(), strict=True)
     )
-    assert (len(report.matched), report.missing, report.unexpected) == (13, (), ("projector.weight",))
-    assert str(report) == "13 matched, 0 missing, 1 unexpected; unexpected: projector.weight"
+    assert (len(report.matched), report.missing, report.unexpected) == (13, (), ("5.weight",))
+    where = "'state_dict.module.backbone'" if suffix != ".safetensors" else "'module.backbone'"
+    said = f"13 matched, 0 missing, 1 unexpected; unexpected: 5.weight (from {where}, names of timm)"
+    assert str(report) == said
 
 
 def test_one_missing_and_one_of_another_shape(tmp_path):
     state = network(1).state_dict()
-    state["4.weight"] = torch.zeros(5, 8)  # 1 of 13: within the tenth that may be missing
+    state["4.weight"] = torch.zeros(5, 8)  # 1 of 12: within the tenth that may be missing
     torch.save(state, tmp_path / "a.pth")
     report = load_weights(network(), tmp_path / "a.pth")
     assert report.missing == ("4.weight",)
-    del state["0.bias"]  # 2 of 13: too many
+    del state["0.bias"]  # 2 of 12: too many
     torch.save(state, tmp_path / "b.pth")
     model = network(2)
-    with pytest.raises(ValueError, match=r"fills 11 of 13 tensors, at least 90 % needed .*missing: 0.bias, 4.weight"):
+    with pytest.raises(ValueError, match=r"fills 10 of 12 tensors, at least 90% needed .*missing: 0.bias, 4.weight"):
         load_weights(model, tmp_path / "b.pth")
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), network(2).state_dict().values(), strict=True)
@@ -74,6 +61,19 @@ def test_backbone_option(tmp_path):
     backbone = build_backbone(config)
     assert torch.equal(backbone.model.conv1.weight, source.model.conv1.weight)
     assert backbone.weights_report is not None and backbone.weights_report.missing == ()
+
+
+def test_folders_of_a_run(tmp_path):
+    source = network(1)
+    stage, checkpoint = tmp_path / "pretrain", tmp_path / "pretrain" / "checkpoints" / "step_00000001"
+    checkpoint.mkdir(parents=True)
+    save_file(source.state_dict(), stage / "backbone.safetensors")
+    state = {f"backbone.model.{name}": tensor for name, tensor in source.state_dict().items()}
+    torch.save({"method": state, "step": 1}, checkpoint / "state.pt")
+    for folder in (stage, checkpoint):
+        model = network(2)
+        load_weights(model, folder)
+        assert torch.equal(model[0].weight, source[0].weight)
 
 
 class Payload:
@@ -102,9 +102,9 @@ def test_other_files_are_refused(tmp_path, name, content):
 def test_refused_before_reading(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         load_weights(network(), tmp_path / "absent.pth")
-    (tmp_path / "a.ckpt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"must end in .safetensors, .pth or .pt"):
-        load_weights(network(), tmp_path / "a.ckpt")
+    (tmp_path / "a.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"must end in .safetensors, .pth, .pt, .ckpt, .tar, .bin, got 'a.npz'"):
+        load_weights(network(), tmp_path / "a.npz")
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="holds a list, not a dictionary"):
         load_weights(network(), tmp_path / "list.pth")

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torchvision.models import resnet18
 
 from ssl_fast.export.onnx import read_metadata
 from ssl_fast.export.parity import onnx_runner
-from ssl_fast.models.backbone import load_backbone
+from ssl_fast.models.backbone import BackboneConfig, build_backbone, load_backbone, save_backbone
 from ssl_fast.models.classifier import Classifier, save_head
 
 
@@ -60,3 +61,20 @@ def test_refusals(run_recipe, folder: Path, settings, message):
     errors = run_recipe("export", *settings, folder=folder, code=2)
     assert message in errors
     assert "Traceback" not in errors
+
+
+def test_for_torchvision(run_recipe, folder):
+    settings = ("export.precision=[fp32]", "export.tensorrt=off", "images=noise", "torchvision=true")
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneConfig("resnet18")).eval()
+    view = {"size": 32, "channels": 3, "mean": [0.5] * 3, "std": [0.2] * 3}
+    save_backbone(folder / "runs" / "t" / "pretrain", backbone, view)
+    run_recipe("export", "run=t", *settings, folder=folder)
+    model = resnet18().eval()
+    state = torch.load(folder / "runs" / "t" / "export" / "torchvision.pth", weights_only=True)
+    assert model.load_state_dict(state, strict=False).missing_keys == ["fc.weight", "fc.bias"]
+    model.fc = nn.Identity()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(x), backbone(x))
+    said = run_recipe("export", "run=r", "stage=export_narrow", *settings, folder=folder, code=2)
+    assert "torchvision: its resnet18 differs in" in said

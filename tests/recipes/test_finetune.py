@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from ssl_fast.data.datasets import open_dataset
@@ -47,6 +48,18 @@ def test_unfrozen_after_an_epoch(folder: Path, patches: Any, run_recipe: Any) ->
     batches = next(value for name, value in after.state_dict().items() if name.endswith("num_batches_tracked"))
     assert batches.item() == 320 // 64  # batch statistics moved in the second epoch alone
     assert result["top1"] == top1(folder / "runs/r/finetune", patches)
+
+
+def test_adapters_on_a_runs_backbone(folder: Path, patches: Any, run_recipe: Any) -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    result = run_recipe("finetune", "run=r", "stage=finetune_lora", "backbone.lora_rank=2", *SHORT, folder=folder)
+    before, _ = load_backbone(folder / "runs/r/pretrain")
+    after, _ = load_backbone(folder / "runs/r/finetune_lora")
+    changed = {name for name, p in before.named_parameters() if not torch.equal(p, after.get_parameter(name))}
+    assert changed == {name for name, _ in before.named_parameters() if "layer" in name and ".conv" in name}
+    update = after.model.layer4[0].conv2.weight - before.model.layer4[0].conv2.weight
+    assert torch.linalg.matrix_rank(update.detach().flatten(1), rtol=1e-3) <= 2 * 9
+    assert result["top1"] == top1(folder / "runs/r/finetune_lora", patches)
 
 
 def test_from_scratch(folder: Path, patches: Any, run_recipe: Any) -> None:

@@ -105,3 +105,15 @@ def test_every_preset_composes(preset: str) -> None:
     assert composed.train.epochs >= 1
     small = not preset.endswith(("imagenet", "_paper"))  # whose pictures are not blurred
     assert not small or composed.method.view.blur == 0
+
+
+def test_a_run_that_starts_from_another_ones_method(tmp_path: Path, run_recipe: Callable[..., Any]) -> None:
+    short = [*TINY, "method=moco", "method.queue_size=64", "method.hidden_dim=16", "method.dim=8", "train.epochs=1"]
+    run_recipe("pretrain", *short, "run=a", folder=tmp_path)
+    done = start(*short, "run=b", "init=a", "train.seed=1", folder=tmp_path)
+    assert done.returncode == 0 and "matched, 0 missing, 0 unexpected" in done.stderr
+    stage = json.loads((tmp_path / "runs" / "b" / "pretrain" / "stage.json").read_text())
+    assert stage["inputs"]["init"]["path"] == "runs/a/pretrain/checkpoints"
+    assert "finished already" in start(*short, "run=b", "init=a", "train.seed=1", folder=tmp_path).stderr
+    refused = run_recipe("pretrain", *short, "run=c", "init=nowhere", folder=tmp_path, code=2)
+    assert refused.startswith("error: init: no checkpoint in runs/nowhere/pretrain/checkpoints")

@@ -59,7 +59,8 @@ class Supervised(Method):
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
         self.frozen = config.frozen
-        self.backbone.requires_grad_(not config.frozen)
+        if config.frozen:
+            self.backbone.requires_grad_(False)  # otherwise adapters have said what is trained
         # Before it is unfrozen the backbone takes no part in the graph, which DDP has to be told.
         self.find_unused_parameters = config.unfreeze_after_epoch > 0
 
