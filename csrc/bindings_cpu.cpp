@@ -38,4 +38,5 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("lamb_step", &ssl_fast::lamb_step, unlocked());
   m.def("augment", &ssl_fast::augment, unlocked());
   m.def("uniforms", &ssl_fast::uniforms, unlocked());
+  m.def("crop_boxes", &ssl_fast::crop_boxes, unlocked());
 }

@@ -239,13 +239,20 @@ void lamb_step(const Addresses& params, const Addresses& grads, const Addresses&
                const Sizes& sizes, const std::vector<bool>& adapt, int dtype, double lr, double beta1, double beta2,
                double eps, double weight_decay, bool bias_correction, bool clip, double step, int threads);
 
-// --- Augmented views (csrc/cpu/{augment,philox}.cpp) ---
+// --- Augmented views (csrc/cpu/{augment,crop_boxes,philox}.cpp) ---
 
 // `count` random numbers in [0, 1) for each sample, functions of (seed, epoch, purpose, sample):
 // ssl_fast/data/philox.py.
 void uniforms(Address index,  // [N] int64
               std::int64_t N, std::int64_t count, std::uint32_t epoch, std::uint32_t purpose, std::uint64_t seed,
               Address numbers);  // [N, count] float64
+
+// The crops of ssl_fast/data/crops.py: of each sample's A attempts the first whose box fits, in pixels; none: extent 0.
+void crop_boxes(Address numbers,  // rows of `stride` float64 in [0, 1): a share of the area at 2 a, the corner at 2 A
+                Address ratios,   // [N, A] float64 width / height of each attempt
+                Address sizes,    // [N, 2] float64 H, W
+                std::int64_t N, std::int64_t stride, std::int64_t attempts, double low, double high,
+                Address boxes);  // [N, 4] float64 top, left, height, width
 
 // All V views of N decoded images of C channels: crop, antialiased resize, flip, colour jitter, grayscale, blur,
 // solarisation, normalisation (ssl_fast/data/engine_torchvision.py is the reference).

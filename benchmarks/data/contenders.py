@@ -16,7 +16,6 @@ from ssl_fast.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from ssl_fast.data.view_presets import simclr
 
 Step = Callable[[], int]
-BATCH = 64
 
 
 def settings(job: str) -> tuple[int, float, float]:
@@ -34,13 +33,12 @@ def ssl_fast(job: str, images: Any, threads: int) -> Step:
     for view in views:
         view.blur = blur
     epoch = iter(range(1 << 30))
+    out = None  # written again each time, as a loader does
 
     def step() -> int:
-        now, made = next(epoch), 0
-        for begin in range(0, len(images), BATCH if size > 32 else len(images)):
-            part = images[begin : begin + BATCH] if size > 32 else images
-            made += sum(map(len, augment(part, views, key=(0, now, range(begin, begin + len(part))))))
-        return made
+        nonlocal out
+        out = augment(images, views, key=(0, next(epoch), range(len(images))), out=out)
+        return sum(map(len, out))
 
     return step
 
@@ -251,6 +249,19 @@ def lightly_files(job: str, folder: Any, threads: int) -> Step:
     return lambda: sum(batches())
 
 
+def dali_files(job: str, folder: Any, threads: int) -> Step:
+    from benchmarks.data.dali_views import build_from_files
+
+    size, s, blur = settings(job)
+    pipeline = build_from_files(str(folder), 16, size, s, blur, kernel(size), threads)
+    (num,) = pipeline.epoch_size().values()  # of its one reader
+
+    def step() -> int:
+        return sum(len(output) for _ in range(num // 16) for output in pipeline.run())
+
+    return step
+
+
 # job -> name -> (make, whether a step uses the threads it is given, the module it needs)
 Contenders = dict[str, tuple[Callable[[str, Any, int], Step], bool, str]]
 FROM_PIXELS: Contenders = {
@@ -266,6 +277,7 @@ FROM_PIXELS: Contenders = {
 FROM_FILES: Contenders = {
     "ssl_fast": (ssl_fast_files, True, "ssl_fast"),
     "lightly": (lightly_files, True, "lightly"),
+    "dali": (dali_files, True, "nvidia.dali"),
 }
 
 

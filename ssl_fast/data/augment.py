@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_fast.data.engine_fused import FusedEngine, check_images, unavailable
+from ssl_fast.data.engine_fused import FusedEngine, check_images, extents_of, unavailable
 from ssl_fast.data.engine_fused_gpu import FusedGpuEngine
 from ssl_fast.data.engine_torchvision import Images, TorchvisionEngine
 from ssl_fast.data.views import View, draw
@@ -20,22 +20,25 @@ def augment(
     images: Any,  # uint8 [N, H, W, C], or N of [H, W, C] of any sizes: arrays or tensors
     views: Sequence[View],  # V
     key: tuple[int, int, Any],  # seed, epoch, and the samples' numbers [N]
+    out: Sequence[Tensor] | None = None,  # V tensors like those returned, which share no memory
 ) -> tuple[Tensor, ...]:  # V tensors [N, C, S, S] float32, normalised, channels_last in memory
     """Random views of images: crop, antialiased resize, flip, colour jitter, grayscale, blur, solarisation.
 
-    One C++ call on `torch.get_num_threads()` threads; where the C++ module is not built, torch and torchvision do the
-    same. Views of tensors on a GPU are made there, by CUDA kernels on the current stream. A view is a function of
-    (seed, epoch, sample number, place in `views`) and the image: the same in any batch, order, process or number of
-    threads.
+    One C++ call on `torch.get_num_threads()` threads; torch and torchvision do the same where the C++ module is not
+    built, and for views with a `policy`. Views of tensors on a GPU are made there, by CUDA kernels on the current
+    stream. A view is a function of (seed, epoch, sample number, place in `views`) and the image: the same in any batch,
+    order, process or number of threads.
 
     Args:
         images: decoded images; nothing is copied where their memory is contiguous.
         views: what to make: `ssl_fast.data.views.View`, or a preset of `ssl_fast.data.view_presets`.
         key: (seed, epoch, index): a new epoch gives new views; index may be a list, an array or a tensor.
+        out: written and returned instead of new tensors, e.g. those of an earlier call: their memory need not be taken
+            from the system and cleared again.
 
     Raises:
-        ValueError: images that are not uint8, not of one number of channels or not on one device, or an index of
-            another length.
+        ValueError: images that are not uint8, not of one number of channels or not on one device, an index of another
+            length, or an `out` that does not fit.
         RuntimeError: images on a GPU, and the CUDA module was not built.
 
     Example:
@@ -55,8 +58,8 @@ def augment(
     channels = _channels(decoded)
     check_images(decoded, channels)
     engine = _engine(views, channels, device)
-    table = draw(views, seed, epoch, numbers, np.array([image.shape[:2] for image in decoded]).reshape(-1, 2))
-    views_of_them: tuple[Tensor, ...] = engine(decoded, table)
+    table = draw(views, seed, epoch, numbers, extents_of(decoded))
+    views_of_them: tuple[Tensor, ...] = engine(decoded, table, out=out)
     return views_of_them
 
 
@@ -72,7 +75,8 @@ def _device(images: Any) -> torch.device:
 def _engine(views: Sequence[View], channels: int, device: torch.device) -> Any:
     if device.type != "cpu":
         return FusedGpuEngine(views, channels, device)
-    return (TorchvisionEngine if unavailable() else FusedEngine)(views, channels)
+    by_torchvision = unavailable() or any(view.policy for view in views)
+    return (TorchvisionEngine if by_torchvision else FusedEngine)(views, channels)
 
 
 def _arrays(images: Any) -> Images:

@@ -129,7 +129,8 @@ def _pixels(content: bytes, channels: int, limits: Limits, shrink: int) -> NDArr
     image = _eight_bit(_upright(image), limits)
     if channels not in (1, 3):
         return _fitted(np.array(image).reshape(image.height, image.width, -1), channels)
-    array = np.array(_without_alpha(image).convert("L" if channels == 1 else "RGB"))
+    image, mode = _without_alpha(image), "L" if channels == 1 else "RGB"
+    array = np.array(image if image.mode == mode else image.convert(mode))  # `convert` copies what is right already
     return array.reshape(*array.shape[:2], channels)
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ssl_fast.data.bands import NPY_MAGIC
 from ssl_fast.data.dataset import Dataset, Image
+from ssl_fast.data.engine_fused import refuse_policy
 from ssl_fast.data.engine_torchvision import check_channels, finish
 from ssl_fast.data.views import COLUMN, Batch, View, draw
 from ssl_fast.data.workers import Job
@@ -61,6 +62,7 @@ class DaliSource:
         self.dataset, self.views, self.batch_size, self.device = dataset, tuple(views), batch_size, device
         for view in self.views:
             check_channels(view, dataset.channels)
+            refuse_policy(view, "dali")
         self._plain: dict[int, bool] = {}
         self._waiting: deque[Job] = deque()
         self._running: deque[tuple[Job, Tensor, NDArray[np.int64]]] = deque()  # job, table, samples really read

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_fast.data.engine_torchvision import Images, check_channels
+from ssl_fast.data.outputs import Spares, check_out
 from ssl_fast.data.resample import blur_kernel_size
 from ssl_fast.data.views import COLUMNS, View
 from ssl_fast.ops.cpp import DTYPES, module, why_not_built
@@ -22,6 +23,7 @@ from ssl_fast.ops.cpp import DTYPES, module, why_not_built
 _JITTER = ("brightness", "contrast", "saturation", "hue")  # in the numbering of the table's order
 _RGB_ONLY = 2  # from this operation on: identities for one channel
 _MAX_BLUR_RADIUS = 256  # csrc/cpu/isa/augment.h
+_SPARE_BATCHES = 4  # whose memory is kept for the next ones: more than a loop lets go of between two calls
 
 
 def unavailable() -> str | None:
@@ -31,6 +33,8 @@ def unavailable() -> str | None:
 
 class FusedEngine:
     """Makes views of uint8 images on the CPU, by `torch.get_num_threads()` threads; the bits do not depend on how many.
+
+    Views that nobody holds any more give their memory to later ones (`outputs.Spares`).
 
     Args:
         views: the views to make, in order.
@@ -58,26 +62,26 @@ class FusedEngine:
         for view in self.views:
             check_channels(view, channels)
         self._settings = settings(self.views, channels)
+        self._spares = Spares(_SPARE_BATCHES * len(self.views))
 
     def __call__(
         self,
         images: Images,
         table: Tensor,  # [N, V, P], from views.draw
+        out: Sequence[Tensor] | None = None,  # V tensors like those returned, to be written and returned
     ) -> tuple[Tensor, ...]:  # V tensors [N, C, S, S], normalised
         """Applies the table.
 
         Raises:
-            ValueError: images that are not uint8 [H, W, C], or a table that does not fit them.
+            ValueError: images that are not uint8 [H, W, C], or a table or `out` that does not fit them.
         """
         check_images(images, self.channels)
-        images, addresses, extents = _located(images)  # they live until the call has returned
+        images, addresses = _located(images)  # they live until the call has returned
+        extents = extents_of(images)
         table = table.to("cpu", torch.float32).contiguous()
         check_table(table, extents, len(self.views))
         num = len(extents)
-        outs = tuple(
-            torch.empty((num, self.channels, v.size, v.size), dtype=self.dtype, memory_format=self.memory_format)
-            for v in self.views
-        )
+        outs = self._outs(num) if out is None else self._checked(out, num)
         module().augment(
             addresses.ctypes.data,
             extents.ctypes.data,
@@ -92,9 +96,22 @@ class FusedEngine:
         )
         return outs
 
+    def _outs(self, num: int) -> tuple[Tensor, ...]:
+        shapes = [(num, self.channels, view.size, view.size) for view in self.views]
+        return tuple(self._spares.empty(shape, self.dtype, self.memory_format) for shape in shapes)
+
+    def _checked(self, out: Sequence[Tensor], num: int) -> tuple[Tensor, ...]:
+        return check_out(out, self.views, num, self.channels, self.dtype, torch.device("cpu"), self.memory_format)
+
 
 def settings(views: Sequence[View], channels: int) -> tuple[list[Any], ...]:
-    """What the kernels are told of the views: sizes to thresholds [V], mean and std [V, C]; see csrc/ops.h."""
+    """What the kernels are told of the views: sizes to thresholds [V], mean and std [V, C]; see csrc/ops.h.
+
+    Raises:
+        ValueError: a view that they cannot make.
+    """
+    for view in views:
+        refuse_policy(view, "fused")
     return (
         [view.size for view in views],
         [view.interpolation == "bicubic" for view in views],
@@ -104,6 +121,14 @@ def settings(views: Sequence[View], channels: int) -> tuple[list[Any], ...]:
         [number for view in views for number in _per_channel(view.mean, channels)],
         [number for view in views for number in _per_channel(view.std, channels)],
     )
+
+
+def refuse_policy(view: View, engine: str) -> None:
+    """Raises ValueError for a view with a policy."""
+    if view.policy:
+        raise ValueError(
+            f"policy: expected '' for the {engine} engine, got {view.policy!r}; torchvision's has policies"
+        )
 
 
 def _operations(view: View, channels: int) -> int:
@@ -139,17 +164,23 @@ def check_images(images: Any, channels: int) -> None:
             raise ValueError(f"images: expected uint8 {expected}, got {dtype} {list(part.shape)}")
 
 
+def extents_of(
+    images: Any,  # N arrays or tensors [H, W, C], or one [N, H, W, C]
+) -> NDArray[np.int64]:  # [N, 2] their H, W
+    """The sizes of decoded images."""
+    if isinstance(images, np.ndarray | Tensor):
+        return np.full((len(images), 2), images.shape[1:3], dtype=np.int64)
+    return np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
+
+
 def _located(
     images: Images,
-) -> tuple[Images, NDArray[np.int64], NDArray[np.int64]]:  # contiguous images, their addresses [N], their H, W [N, 2]
+) -> tuple[Images, NDArray[np.int64]]:  # contiguous images, their addresses [N]
     if isinstance(images, np.ndarray):
         images = np.ascontiguousarray(images)
-        num, height, width, _ = images.shape
-        addresses = images.ctypes.data + np.arange(num, dtype=np.int64) * images[:1].nbytes
-        return images, addresses, np.tile(np.array([[height, width]], dtype=np.int64), (num, 1))
+        return images, images.ctypes.data + np.arange(len(images), dtype=np.int64) * images[:1].nbytes
     images = [np.ascontiguousarray(image) for image in images]
-    addresses = np.array([image.__array_interface__["data"][0] for image in images], dtype=np.int64)
-    return images, addresses, np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
+    return images, np.array([image.__array_interface__["data"][0] for image in images], dtype=np.int64)
 
 
 def check_table(
@@ -161,7 +192,7 @@ def check_table(
     if table.shape != (len(extents), num_views, len(COLUMNS)):
         expected = [len(extents), num_views, len(COLUMNS)]
         raise ValueError(f"table: expected shape {expected}, got {list(table.shape)}")
-    corner, extent = table[..., 0:2], table[..., 2:4]
-    limit = torch.from_numpy(extents)[:, None]
-    if not bool(((corner >= 0) & (extent >= 1) & (corner + extent <= limit)).all()):
+    rows = table.numpy()
+    corner, extent = rows[..., 0:2], rows[..., 2:4]
+    if not ((corner >= 0) & (extent >= 1) & (corner + extent <= extents[:, None])).all():
         raise ValueError("table: expected crops of at least one pixel inside their images")

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_fast.data.engine_fused import check_images, check_table, settings
+from ssl_fast.data.engine_fused import check_images, check_table, extents_of, settings
 from ssl_fast.data.engine_torchvision import check_channels
+from ssl_fast.data.outputs import check_out
 from ssl_fast.data.views import View
 from ssl_fast.ops.cpp import DTYPES, why_not_built
 from ssl_fast.ops.cuda.multi_tensor import place
@@ -75,11 +76,13 @@ class FusedGpuEngine:
         images: GpuImages,
         table: Tensor,  # [N, V, P], from views.draw, on the CPU
         index: NDArray[np.int64] | None = None,  # [N] which of the images; all, when None
+        out: Sequence[Tensor] | None = None,  # V tensors like those returned, to be written and returned
     ) -> tuple[Tensor, ...]:  # V tensors [N, C, S, S], normalised
         """Applies the table.
 
         Raises:
-            ValueError: images that are not uint8 [H, W, C] on the engine's device, or a table that does not fit them.
+            ValueError: images that are not uint8 [H, W, C] on the engine's device, or a table or `out` that does not
+                fit them.
         """
         check_images(images, self.channels)
         for image in [images] if isinstance(images, Tensor) else images:
@@ -90,18 +93,18 @@ class FusedGpuEngine:
         table = table.to("cpu", torch.float32).contiguous()
         check_table(table, extents, len(self.views))
         num = len(extents)
-        outs = tuple(
-            torch.empty(
-                (num, self.channels, view.size, view.size),
-                dtype=self.dtype,
-                device=self.device,
-                memory_format=self.memory_format,
-            )
-            for view in self.views
-        )
+        outs = self._outs(num) if out is None else self._checked(out, num)
         if num and outs:
             self._launch(addresses, extents, table, outs)
         return outs
+
+    def _outs(self, num: int) -> tuple[Tensor, ...]:
+        shapes = [(num, self.channels, view.size, view.size) for view in self.views]
+        options = {"dtype": self.dtype, "device": self.device, "memory_format": self.memory_format}
+        return tuple(torch.empty(shape, **options) for shape in shapes)
+
+    def _checked(self, out: Sequence[Tensor], num: int) -> tuple[Tensor, ...]:
+        return check_out(out, self.views, num, self.channels, self.dtype, self.device, self.memory_format)
 
     def _launch(
         self,
@@ -137,10 +140,10 @@ def _located(
     if isinstance(images, Tensor):
         _, height, width, channels = images.shape
         addresses = images.data_ptr() + index * (height * width * channels)
-        return addresses, np.tile(np.array([[height, width]], dtype=np.int64), (len(index), 1))
+        return addresses, np.full((len(index), 2), (height, width), dtype=np.int64)
     chosen = [images[int(i)] for i in index]
     addresses = np.array([image.data_ptr() for image in chosen], dtype=np.int64)
-    return addresses, np.array([image.shape[:2] for image in chosen], dtype=np.int64).reshape(-1, 2)
+    return addresses, extents_of(chosen)
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_fast.data.colour import apply_to_, grayscale_, jitter_, solarize_
+from ssl_fast.data.outputs import check_out
+from ssl_fast.data.policy_operations import policy_
 from ssl_fast.data.resample import blur_, crop_resize
 from ssl_fast.data.views import COLUMN, View
 
@@ -39,23 +41,33 @@ class TorchvisionEngine:
         self,
         images: Images,
         table: Tensor,  # [N, V, P], from views.draw
+        out: Sequence[Tensor] | None = None,  # V tensors like those returned, to be written and returned
     ) -> tuple[Tensor, ...]:  # V tensors [N, C, S, S] float32, normalised, channels_last
-        """Applies the table."""
-        return tuple(self._view(images, table[:, position], view) for position, view in enumerate(self.views))
+        """Applies the table; ValueError when `out` does not fit."""
+        num, layout = len(images), torch.channels_last
+        if out is None:
+            shapes = [(num, self.channels, view.size, view.size) for view in self.views]
+            outs = tuple(torch.empty(shape, memory_format=layout) for shape in shapes)
+        else:
+            outs = check_out(out, self.views, num, self.channels, torch.float32, torch.device("cpu"), layout)
+        for position, (view, result) in enumerate(zip(self.views, outs, strict=True)):
+            self._view(images, table[:, position], view, result)
+        return outs
 
     def _view(
         self,
         images: Images,
         rows: Tensor,  # [N, P]
         view: View,
-    ) -> Tensor:  # [N, C, S, S]
-        num, channels = len(images), self.channels
-        result = torch.empty((num, channels, view.size, view.size), memory_format=torch.channels_last)
-        chunk = max(1, _CHUNK_ELEMENTS // (channels * view.size**2))
-        for begin in range(0, num, chunk):
+        out: Tensor,  # [N, C, S, S]
+    ) -> None:
+        chunk = max(1, _CHUNK_ELEMENTS // (self.channels * view.size**2))
+        for begin in range(0, len(images), chunk):
             end = begin + chunk
-            finish(_resized(images[begin:end], rows[begin:end], view), rows[begin:end], view, out=result[begin:end])
-        return result
+            x = _resized(images[begin:end], rows[begin:end], view)
+            if view.policy:
+                policy_(x, rows[begin:end, COLUMN["operation0"] :])
+            finish(x, rows[begin:end], view, out=out[begin:end])
 
 
 def check_channels(view: View, channels: int) -> None:
@@ -66,6 +78,8 @@ def check_channels(view: View, channels: int) -> None:
     if coloured and channels not in (1, 3):
         expected = f"expected images of 1 or 3 channels, got {channels}"
         raise ValueError(f"saturation, hue, grayscale: {expected}; set the three to 0")
+    if view.policy and channels not in (1, 3):
+        raise ValueError(f"policy: expected images of 1 or 3 channels, got {channels}")
 
 
 def _resized(

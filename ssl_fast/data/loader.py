@@ -103,7 +103,7 @@ class Loader:
         self._spent: dict[str, float] = {}
         self._copies = CudaCopies(self.device) if self.device.type == "cuda" else None
         self._check()
-        self.engine, self.reason = choose_engine(config.engine, dataset, self.device)
+        self.engine, self.reason = choose_engine(config.engine, dataset, self.device, self.views)
         self._on_gpu = self.engine == "fused" and resident.unavailable(dataset, self.device) is None
         self.workers = 0 if self.engine == "dali" or self._on_gpu else self._num_workers()
         self._source: Any = None  # started on first use, then kept
@@ -223,6 +223,7 @@ def choose_engine(
     wanted: str,
     dataset: Dataset,
     device: torch.device,
+    views: Sequence[View] = (),
 ) -> tuple[str, str]:
     """The engine and the reason for it.
 
@@ -234,6 +235,12 @@ def choose_engine(
         raise ValueError(f"data.engine: expected 'auto', 'fused', 'torchvision' or 'dali', got {wanted!r}")
     if wanted == "torchvision":
         return "torchvision", "asked for"
+    policies = sorted({view.policy for view in views} - {""})
+    if policies:
+        reason = f"policy={', '.join(policies)} needs the torchvision engine"
+        if wanted != "auto":
+            raise RuntimeError(f"data.engine: {wanted} cannot be used: {reason}")
+        return "torchvision", reason
     from ssl_fast.data import engine_dali
 
     off_gpu, no_dali = resident.unavailable(dataset, device), engine_dali.unavailable(dataset)

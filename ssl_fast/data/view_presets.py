@@ -126,7 +126,34 @@ def supervised(size: int = 224) -> tuple[View, ...]:
     return (View(size=size),)
 
 
+def autoaugment(size: int = 224) -> tuple[View, ...]:
+    """Supervised training's view, and one of 25 learnt pairs of operations.
+
+    Reference: Cubuk et al. 2018, arXiv:1805.09501, table 9.
+    """
+    return tuple(replace(view, policy="autoaugment") for view in supervised(size))
+
+
+def randaugment(size: int = 224) -> tuple[View, ...]:
+    """Supervised training's view, and two operations at one strength.
+
+    Reference: Cubuk et al. 2019, arXiv:1909.13719, section 4.4 (N = 2, M = 9).
+    """
+    return tuple(replace(view, policy="randaugment") for view in supervised(size))
+
+
+def trivialaugment(size: int = 224) -> tuple[View, ...]:
+    """Supervised training's view, and one operation of any strength.
+
+    Reference: Müller and Hutter 2021, arXiv:2103.10158, section 3 (the wide ranges of table 1).
+    """
+    return tuple(replace(view, policy="trivialaugment") for view in supervised(size))
+
+
 PRESETS: dict[str, Callable[..., tuple[View, ...]]] = {
     preset.__name__: preset
-    for preset in (simclr, moco_v2, moco_v3, byol, vicreg, swav, dino, dinov2, mae, cvrl, supervised)
-}
+    for preset in (
+        simclr, moco_v2, moco_v3, byol, vicreg, swav, dino, dinov2, mae, cvrl, supervised, autoaugment, randaugment,
+        trivialaugment
+    )
+}  # fmt: skip

@@ -15,22 +15,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssl_fast.data.crops import NUM_UNIFORMS as NUM_CROP_UNIFORMS
+from ssl_fast.data.crops import centred_boxes, random_boxes
 from ssl_fast.data.philox import uniforms
+from ssl_fast.data.policies import NUM_UNIFORMS as NUM_POLICY_UNIFORMS
+from ssl_fast.data.policies import POLICIES, draw_policy
 
-# The columns of the table, P = 17. The crop's box is in pixels of the source image; flip, jitter, grayscale, solarize
+# The columns of the table, P = 21. The crop's box is in pixels of the source image; flip, jitter, grayscale, solarize
 # are 0 or 1; order0..3 are the colour operations (0 brightness, 1 contrast, 2 saturation, 3 hue) in the order they are
-# applied; blur is the Gaussian's sigma in output pixels, 0 for none.
+# applied; blur is the Gaussian's sigma in output pixels, 0 for none; the last four are a policy's (policies.py).
 COLUMNS = (
     "top", "left", "height", "width", "flip", "jitter", "brightness", "contrast", "saturation", "hue",
     "order0", "order1", "order2", "order3", "grayscale", "blur", "solarize",
+    "operation0", "magnitude0", "operation1", "magnitude1",
 )  # fmt: skip
+_NUM_COLUMNS = len(COLUMNS) - 4  # without the policy's
 COLUMN = {name: position for position, name in enumerate(COLUMNS)}
 
-_ATTEMPTS = 10
 _ORDERS = np.array(list(itertools.permutations(range(4))), dtype=np.float64)  # [24, 4]
-# Random numbers per (sample, view): area and ratio of each attempt, then position (2), flip, jitter, four factors,
-# order, grayscale, blur, sigma, solarize.
-_NUM_UNIFORMS = 2 * _ATTEMPTS + 13
+# Random numbers per (sample, view): the crop's, then flip, jitter, four factors, order, grayscale, blur, sigma,
+# solarize; a policy's come after them.
+_NUM_UNIFORMS = NUM_CROP_UNIFORMS + 11
 
 
 @dataclass
@@ -52,6 +57,8 @@ class View:
         grayscale: probability of becoming grey (3 channels kept).
         blur: probability of a Gaussian blur, sigma uniform in blur_sigma (pixels).
         solarize: probability of inverting values >= solarize_threshold (of 1).
+        policy: "autoaugment", "randaugment" or "trivialaugment" (`ssl_fast.data.policies`), after crop and flip and
+            before the rest; "" for none. The torchvision engine alone has them.
         mean, std: normalisation per channel, of values in [0, 1].
         frames: T of a clip; 1 for an image.
         stride: from one frame of a clip to the next, in frames of the video.
@@ -82,6 +89,7 @@ class View:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
     solarize_threshold: float = 0.5
+    policy: str = ""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     frames: int = 1
@@ -106,6 +114,8 @@ class View:
         for name, words in allowed.items():
             if getattr(self, name) not in words:
                 raise ValueError(f"{name}: expected {' or '.join(map(repr, words))}, got {getattr(self, name)!r}")
+        if self.policy and self.policy not in POLICIES:
+            raise ValueError(f"policy: expected '' or {' or '.join(map(repr, POLICIES))}, got {self.policy!r}")
         if self.size < 1:
             raise ValueError(f"size: expected a positive number of pixels, got {self.size}")
         if min(self.frames, self.stride, self.clips) < 1:
@@ -202,74 +212,43 @@ def draw(
         raise ValueError("index, sizes: expected index >= 0 and sizes >= 1 pixel")
     table = np.empty((len(index), len(views), len(COLUMNS)), dtype=np.float32)
     for position, view in enumerate(views):
-        numbers = uniforms(index, (epoch, position), seed, _NUM_UNIFORMS)
-        attempts, rest = numbers[:, : 2 * _ATTEMPTS], numbers[:, 2 * _ATTEMPTS :]
-        boxes = _random_boxes(view, attempts, rest[:, :2], sizes) if view.crop == "random" else _centre(view, sizes)
-        table[:, position, :4] = boxes
-        table[:, position, 4:] = _colours(view, rest[:, 2:])
+        numbers = uniforms(index, (epoch, position), seed, _NUM_UNIFORMS + NUM_POLICY_UNIFORMS * bool(view.policy))
+        table[:, position, :4] = _boxes(view, numbers, sizes)
+        _colours(view, numbers[:, NUM_CROP_UNIFORMS:_NUM_UNIFORMS].T, table[:, position, 4:_NUM_COLUMNS])
+        policy = draw_policy(view.policy, numbers[:, _NUM_UNIFORMS:], view.size) if view.policy else 0.0
+        table[:, position, _NUM_COLUMNS:] = policy
     return torch.from_numpy(table)
 
 
-def _random_boxes(
+def _boxes(
     view: View,
-    attempts: NDArray[np.float64],  # [N, 2 * 10] in [0, 1)
-    position: NDArray[np.float64],  # [N, 2] in [0, 1)
-    sizes: NDArray[np.float64],  # [N, 2]
-) -> NDArray[np.float64]:  # [N, 4] top, left, height, width
-    """RandomResizedCrop: the first of ten (area, ratio) draws that fits, else a centred box of the nearest ratio."""
-    low, high = np.log(view.crop_ratio[0]), np.log(view.crop_ratio[1])
-    share = view.crop_scale[0] + (view.crop_scale[1] - view.crop_scale[0]) * attempts[:, 0::2]
-    area, ratio = share * sizes.prod(axis=1)[:, None], np.exp(low + (high - low) * attempts[:, 1::2])
-    widths, heights = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
-    fits = (widths > 0) & (widths <= sizes[:, 1:]) & (heights > 0) & (heights <= sizes[:, :1])
-    rows, first = np.arange(len(sizes)), fits.argmax(axis=1)
-    box = np.stack([heights[rows, first], widths[rows, first]], axis=1)
-    corner = np.floor(position * (sizes - box + 1.0))
-    fallback = _nearest_ratio(view, sizes)
-    missed = ~fits.any(axis=1)
-    box[missed], corner[missed] = fallback[missed], np.floor((sizes - fallback)[missed] / 2)
-    return np.concatenate([corner, box], axis=1)
-
-
-def _nearest_ratio(
-    view: View,
-    sizes: NDArray[np.float64],  # [N, 2]
-) -> NDArray[np.float64]:  # [N, 2] height, width of the largest box whose ratio is allowed
-    height, width = sizes[:, 0], sizes[:, 1]
-    tall = np.where(width / height < view.crop_ratio[0], np.rint(width / view.crop_ratio[0]), height)
-    wide = np.where(width / height > view.crop_ratio[1], np.rint(height * view.crop_ratio[1]), width)
-    box: NDArray[np.float64] = np.stack([np.minimum(tall, height), np.minimum(wide, width)], axis=1)
-    return np.maximum(box, 1.0)
-
-
-def _centre(
-    view: View,
+    numbers: NDArray[np.float64],  # [N, 33] in [0, 1)
     sizes: NDArray[np.float64],  # [N, 2]
 ) -> NDArray[np.float64]:  # [N, 4]
-    side = np.maximum(np.rint(sizes.min(axis=1, keepdims=True) * np.sqrt(view.crop_scale[1])), 1.0)
-    return np.concatenate([np.floor((sizes - side) / 2), side, side], axis=1)
+    if view.crop == "center":
+        return centred_boxes(view.crop_scale, sizes)
+    return random_boxes(view.crop_scale, view.crop_ratio, numbers, sizes)
 
 
 def _colours(
     view: View,
-    numbers: NDArray[np.float64],  # [N, 11] in [0, 1)
-) -> NDArray[np.float64]:  # [N, 13] flip .. solarize
+    numbers: NDArray[np.float64],  # [11, N] in [0, 1)
+    out: NDArray[np.float32],  # [N, 13] flip .. solarize
+) -> None:
     def factor(strength: float, number: NDArray[np.float64]) -> NDArray[np.float64]:
         low = max(0.0, 1.0 - strength)
         return low + (1.0 + strength - low) * number
 
-    flip, jitter, brightness, contrast, saturation, hue, order, grayscale, blur, sigma, solarize = numbers.T
+    flip, jitter, brightness, contrast, saturation, hue, order, grayscale, blur, sigma, solarize = numbers
     low, high = view.blur_sigma
-    columns = [
-        flip < view.flip,
-        jitter < view.jitter,
-        factor(view.brightness, brightness),
-        factor(view.contrast, contrast),
-        factor(view.saturation, saturation),
-        view.hue * (2.0 * hue - 1.0),
-        *_ORDERS[np.floor(order * len(_ORDERS)).astype(np.int64)].T,
-        grayscale < view.grayscale,
-        np.where(blur < view.blur, low + (high - low) * sigma, 0.0),
-        solarize < view.solarize,
-    ]
-    return np.stack(columns, axis=1).astype(np.float64)
+    columns = out.T
+    columns[0] = flip < view.flip
+    columns[1] = jitter < view.jitter
+    columns[2] = factor(view.brightness, brightness)
+    columns[3] = factor(view.contrast, contrast)
+    columns[4] = factor(view.saturation, saturation)
+    columns[5] = view.hue * (2.0 * hue - 1.0)
+    out[:, 6:10] = _ORDERS[np.floor(order * len(_ORDERS)).astype(np.int64)]
+    columns[10] = grayscale < view.grayscale
+    columns[11] = np.where(blur < view.blur, low + (high - low) * sigma, 0.0)
+    columns[12] = solarize < view.solarize

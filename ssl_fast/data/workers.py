@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ssl_fast.data.dataset import Dataset
-from ssl_fast.data.engine_fused import FusedEngine
+from ssl_fast.data.engine_fused import FusedEngine, extents_of
 from ssl_fast.data.engine_torchvision import Images, TorchvisionEngine
 from ssl_fast.data.scaled import on_smaller, shrinks
 from ssl_fast.data.views import Batch, draw
@@ -72,8 +72,7 @@ class BatchMaker(TorchDataset[Parts]):
 
     def _whole(self, job: Job) -> tuple[Images, NDArray[np.int64], Tensor]:
         images, found = self.dataset.fetch(job.index)
-        sizes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
-        return images, found, draw(self.engine.views, job.seed, job.epoch, job.index, sizes)
+        return images, found, draw(self.engine.views, job.seed, job.epoch, job.index, extents_of(images))
 
     def _scaled(self, job: Job) -> tuple[Images, NDArray[np.int64], Tensor]:
         """The crops are drawn first, from the sizes that are known; they say how small an image may be decoded."""

@@ -1,4 +1,6 @@
 import importlib.util
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import torch
 from PIL import Image
 
 from ssl_fast.data.datasets.image_folder import ImageFolder
+from ssl_fast.data.engine_dali import DaliSource
 from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.data.views import View
 
@@ -80,6 +83,46 @@ def test_an_epoch_left_early_and_a_resumed_one(folder):
     (last,) = source.epoch(0, start=3)
     assert all(torch.equal(a, b) for a, b in zip(last.views, whole[3].views, strict=True))
     assert source.engine == "dali" and source.reason == "asked for" and source.workers == 0
+
+
+RESUMED = """
+import hashlib, sys
+from ssl_fast.data.datasets.image_folder import ImageFolder
+from ssl_fast.data.engine_dali import DaliSource
+from ssl_fast.data.loader import Loader, LoaderConfig
+from ssl_fast.data.views import View
+
+folder, start, rank = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+dataset = ImageFolder(ImageFolder.Config(root=folder, test_fraction=0.0), "train")
+views = (View(size=32, brightness=0.4, hue=0.1, jitter=0.8, blur=0.5), View(size=16, interpolation="bicubic"))
+options = {"batch_size": 6, "seed": 5, "shuffle": True, "drop_last": False, "rank": rank, "world_size": 2}
+loader = Loader(dataset, views, LoaderConfig(engine="dali"), **options)
+for batch in [*loader.epoch(1, start), *loader.epoch(2)]:
+    print(batch.index.tolist(), hashlib.sha256(b"".join(v.numpy().tobytes() for v in batch.views)).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_goes_on_sees_what_an_unbroken_one_does(folder, rank):
+    """The state of a DALI run is (seed, epoch, step), as with the other engines: nothing of the pipeline is saved."""
+
+    def lines(start):
+        command = [sys.executable, "-c", RESUMED, folder, str(start), str(rank)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    whole = lines(0)
+    assert len(whole) == 8 and len(set(whole)) == 8
+    assert lines(2) == whole[2:] and lines(3) == whole[3:]
+
+
+def test_a_policy_is_refused(folder):
+    views = (View(size=16, policy="randaugment"),)
+    with pytest.raises(RuntimeError, match="dali cannot be used: policy=randaugment needs the torchvision engine"):
+        loader(open_folder(folder), "dali", views)
+    with pytest.raises(ValueError, match="policy: expected '' for the dali engine"):
+        DaliSource(open_folder(folder), views, 4, torch.device("cpu"))
 
 
 def test_a_file_that_breaks_after_the_scan_is_replaced(folder):

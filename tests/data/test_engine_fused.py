@@ -204,7 +204,7 @@ def test_errors_name_what_is_wrong():
         engine(images.astype(np.float32), table)
     with pytest.raises(ValueError, match=r"images: expected uint8 \[H, W, 3\], got uint8 \[8, 8, 1\]"):
         engine([image[..., :1] for image in images], table)
-    with pytest.raises(ValueError, match=r"table: expected shape \[2, 1, 17\], got \[1, 1, 17\]"):
+    with pytest.raises(ValueError, match=r"table: expected shape \[2, 1, 21\], got \[1, 1, 21\]"):
         engine(images, table[:1])
     for name, value in (("top", 8), ("left", -1), ("height", 0), ("width", 9), ("width", float("nan"))):
         wrong = table.clone()

@@ -17,7 +17,7 @@ from ssl_fast.data.engine_fused import FusedEngine
 from ssl_fast.data.engine_fused_gpu import FusedGpuEngine
 from ssl_fast.data.loader import Loader, LoaderConfig, choose_engine
 from ssl_fast.data.view_presets import swav
-from ssl_fast.data.views import View, draw
+from ssl_fast.data.views import COLUMNS, View, draw
 
 PLAIN = {"mean": (0.0,), "std": (1.0,)}
 JITTER = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "jitter": 0.8}
@@ -58,7 +58,8 @@ class Stand:
 
         *settings, num, channels, dtype, channels_last, _, device, stream = rest
         assert (device, stream) == (3, 4)
-        assert ctypes.string_at(table, num * len(outs) * 68) == ctypes.string_at(host_table, num * len(outs) * 68)
+        row = 4 * len(COLUMNS)  # bytes
+        assert ctypes.string_at(table, num * len(outs) * row) == ctypes.string_at(host_table, num * len(outs) * row)
         numbers = np.frombuffer(ctypes.string_at(normalisation, 8 * len(outs) * channels), dtype=np.float32)
         scale, shift = np.moveaxis(numbers.reshape(-1, 2, channels).astype(np.float64), 1, 0)
         mean, std = (-shift / scale).ravel().tolist(), (1 / scale).ravel().tolist()
@@ -98,7 +99,7 @@ def test_errors_name_what_is_wrong(stand):
         engine([image[..., :1] for image in images], table)
     with pytest.raises(ValueError, match=r"images: expected all on cpu, got one on meta"):
         engine([images[0], images[1].to("meta")], table)
-    with pytest.raises(ValueError, match=r"table: expected shape \[2, 1, 17\], got \[1, 1, 17\]"):
+    with pytest.raises(ValueError, match=r"table: expected shape \[2, 1, 21\], got \[1, 1, 21\]"):
         engine(images, table[:1])
     with pytest.raises(ValueError, match=r"table: expected crops of at least one pixel inside their images"):
         engine(images, table + 1)
@@ -112,7 +113,7 @@ def test_the_kernels_take_what_the_engine_gives():
     table = tables([view], pictures(1, 100, 100))
 
     def needed(num, num_views):
-        rows = table.expand(num, num_views, 17).contiguous()
+        rows = table.expand(num, num_views, len(COLUMNS)).contiguous()
         lists = [224] * num_views, [False] * num_views, [11] * num_views
         return cuda.augment_workspace(rows.data_ptr(), *lists, num, 3)
 

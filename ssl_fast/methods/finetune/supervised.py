@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_fast import distributed
+from ssl_fast.data.view_presets import supervised
 from ssl_fast.data.views import Batch, View
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone
@@ -32,7 +33,7 @@ class SupervisedConfig:
     unfreeze_after_epoch: int = 0  # epochs of training the head alone before everything is trained
     epochs: int = 0  # of the whole training, to place the unfreezing; 0: train.epochs
     label_smoothing: float = 0.0
-    view: View = field(default_factory=View)
+    view: View = field(default_factory=lambda: supervised()[0])  # view.policy=randaugment, ...: data/policies.py
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(name="sgd", lr=0.05, momentum=0.9, weight_decay=0.0)
     )
