@@ -109,6 +109,34 @@ void prototypes_log_sums(Address terms,  // [M, D]
                          int64_t M, int64_t R, int64_t D, double inv_temperature,
                          Address logs,  // [R]
                          bool in_float64, int threads);
+// BYOL: squared distance of the rows, of unit length where normalize; outputs are float64 where p is, else float32.
+void byol_forward(Address p,  // [N, D]
+                  int p_dtype,
+                  Address z,  // [N, D]
+                  int z_dtype, int64_t N, int64_t D, bool normalize,
+                  Address loss,  // [N]
+                  Address dp,    // [N, D] each row's own gradient; or 0
+                  int threads);
+// Mean or sum over the rows of factor distance + offset and, unless dp is 0, its gradients.
+void byol(Address p, int p_dtype, Address z, int z_dtype, int64_t N, int64_t D, bool normalize, double factor,
+          double offset,
+          Address weight,  // [N], in the dtype of the outputs, or 0
+          bool average,
+          Address value,    // []
+          Address dp,       // [N, D] or 0
+          Address dweight,  // [N] or 0
+          int threads);
+// Barlow Twins, VICReg, of fewer rows than columns and one row at least: the loss and, unless dz1 is 0, its gradients.
+void barlow_twins(Address z1,  // [N, D]
+                  Address z2,  // [N, D]
+                  int dtype, int64_t N, int64_t D, double lambda, double eps,
+                  Address value,  // []
+                  Address dz1,    // [N, D] or 0
+                  Address dz2,    // [N, D]
+                  int threads);
+void vicreg(Address z1, Address z2, int dtype, int64_t N, int64_t D, double invariance, double variance,
+            double covariance, double gamma, double eps, Address value, Address dz1, Address dz2,
+            int threads);
 // KoLeo: for each of the rows [begin, end) the other row with the highest dot product, the first of equals. M >= 2.
 void koleo_neighbours(Address z,  // [M, D] float32 or float64
                       int dtype, int64_t M, int64_t D, int64_t begin, int64_t end,

@@ -116,8 +116,9 @@ struct Backward {
   }
 
   void sum_pairs() {
+    const int64_t num_rows = round_up(c.wanted.size(), c.t.row_block);
     parallel_for(threads, num_tiles(c.wanted.size()), [&](int64_t tile, int) {
-      std::fill(dz.get() + tile * kTile * c.ld, dz.get() + (tile + 1) * kTile * c.ld, T(0));
+      std::fill(dz.get() + tile * kTile * c.ld, dz.get() + std::min(num_rows, (tile + 1) * kTile) * c.ld, T(0));
     });
     c.all_rows() ? symmetric() : owned();
   }

@@ -27,6 +27,8 @@ struct Tiles {
   void (*pack_panels)(const T* rows, int64_t ld, int64_t num_rows, int64_t D, T* panels);
   // tile[i][j] = <a_i, b_j>; whole row blocks and panels are computed, whatever m and n
   void (*scores)(const T* a, int64_t lda, int64_t m, const T* b_panels, int64_t n, int64_t D, T* tile);
+  // The same, added to the tile.
+  void (*add_scores)(const T* a, int64_t lda, int64_t m, const T* b_panels, int64_t n, int64_t D, T* tile);
   // c[i] += sum_{j < k} tile[i][j] b[j]
   void (*add_product)(const T* tile, int64_t m, int64_t k, const T* b, int64_t ld, int64_t width, T* c);
   // c[j] += sum_{i < k} tile[i][j] b[i]

@@ -51,6 +51,10 @@ def _barlow_twins(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss over all ranks [] and, when wanted, dz1 and dz2 [n, D]."""
     kernel = choose("barlow_twins", impl, z1, z2)
+    if not group and hasattr(kernel, "objective") and 0 < z1.shape[0] < z1.shape[1]:
+        found: tuple[Tensor, Tensor | None, Tensor | None]
+        found = kernel.objective(z1, z2, lambd, eps, with_grad)
+        return found
     value, dz1, dz2 = kernel.forward(z1, z2, lambd, eps, group_by_name(group) if group else None, with_grad)
     if with_grad and factor != 1:
         dz1.mul_(factor), dz2.mul_(factor)
@@ -96,7 +100,7 @@ def barlow_twins(
             the global value; gradients are exact, for one more sum of 2 D numbers. None: this process alone.
         grad_reduce: "mean" when gradients are averaged over the ranks afterwards (DDP): they are multiplied by the
             number of ranks. "sum" when they are added.
-        impl: "auto" or "reference".
+        impl: "auto", "cpp" or "reference".
 
     Returns:
         0-dim tensor, at least fp32.

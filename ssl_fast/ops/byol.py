@@ -10,6 +10,9 @@ Reference: Grill et al. 2020, "Bootstrap your own latent", arXiv:2006.07733, Eq.
 Siamese Representation Learning", arXiv:2011.10566, Eq. 1 and 3.
 """
 
+from types import ModuleType
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -51,19 +54,79 @@ def _equation(p: Tensor, z: Tensor, normalize: bool, impl: str) -> Tensor:
     return byol_reference(contract.widened(p), contract.widened(z), normalize=normalize, reduction="none")
 
 
+def _byol_at_once(
+    p: Tensor,  # [N, D]
+    weight: Tensor | None,  # [N]
+    z: Tensor,  # [N, D]
+    normalize: bool,
+    factor: float,
+    offset: float,
+    average: bool,
+    kernel: ModuleType,
+    with_grad: bool,
+) -> tuple[Tensor | None, ...]:
+    """Mean or sum [] of factor distance + offset and, when wanted, dp [N, D] and dweight [N]."""
+    found: tuple[Tensor | None, ...]
+    found = kernel.objective(p, weight, z, normalize, factor, offset, average, with_grad)
+    return found
+
+
+def _equation_at_once(
+    p: Tensor,
+    weight: Tensor | None,
+    z: Tensor,
+    normalize: bool,
+    factor: float,
+    offset: float,
+    average: bool,
+    kernel: Any,
+) -> Tensor:
+    """The reference in at least fp32, []."""
+    rows = _equation(p, z, normalize, "") * factor + offset
+    return contract.reduced(rows, weight, None, "mean", "mean" if average else "sum")
+
+
 _DISTANCES = Objective(
     "byol", "Tensor p, Tensor z", "bool normalize, str impl", _byol, _equation, num_gradients=1, per_row=True
 )
+_AT_ONCE = Objective(
+    "byol_at_once",
+    "Tensor p, Tensor? weight, Tensor z",
+    "bool normalize, float factor, float offset, bool average, kernel",
+    _byol_at_once,
+    _equation_at_once,
+    num_gradients=2,
+    registered=False,
+)
 
 
-def _rows(p: Tensor, z: Tensor, normalize: bool, weight: Tensor | None, reduction: str, impl: str) -> Tensor:
-    """The distance of each sample [N], arguments checked."""
+def _reduced(
+    p: Tensor,  # [N, D]
+    z: Tensor,  # [N, D]
+    normalize: bool,
+    factor: float,
+    offset: float,
+    weight: Tensor | None,  # [N]
+    group: Group,
+    grad_reduce: str,
+    reduction: str,
+    impl: str,
+) -> Tensor:
+    """factor distance + offset of each sample, reduced."""
     contract.check_rows("p", p)
     contract.check_rows("z", z, p, "p")
     contract.check_weight(weight, p)
     contract.check_reduction(reduction)
     check_impl("byol", impl)
-    return _DISTANCES((p, z.detach()), (normalize, impl))
+    gradient_factor(group, grad_reduce)
+    z = z.detach()
+    if reduction != "none" and group is None and p.numel() and contract.plainly():
+        kernel = choose("byol", impl, p, z)
+        if hasattr(kernel, "objective"):
+            return _AT_ONCE((p, weight, z), (normalize, factor, offset, reduction == "mean", kernel))
+    rows = _DISTANCES((p, z), (normalize, impl))
+    rows = rows if factor == 1 and offset == 0 else rows * factor + offset
+    return contract.reduced(rows, weight, group, grad_reduce, reduction)
 
 
 def byol_loss(
@@ -94,7 +157,7 @@ def byol_loss(
             number of ranks. "sum" when they are added.
         reduction: "mean" or "sum" over the samples (of all ranks), or "none": [N], times the weights. Under "none"
             `grad_reduce` plays no part: `distributed.global_mean` applies it.
-        impl: "auto", "triton" or "reference".
+        impl: "auto", "triton", "cpp" or "reference".
 
     Returns:
         0-dim tensor, or [N].
@@ -109,8 +172,7 @@ def byol_loss(
 
     Reference: Grill et al. 2020, arXiv:2006.07733, Eq. 2.
     """
-    gradient_factor(group, grad_reduce)
-    return contract.reduced(_rows(p, z, normalize, weight, reduction, impl), weight, group, grad_reduce, reduction)
+    return _reduced(p, z, normalize, 1.0, 0.0, weight, group, grad_reduce, reduction, impl)
 
 
 def simsiam_loss(
@@ -140,9 +202,7 @@ def simsiam_loss(
 
     Reference: Chen and He 2021, arXiv:2011.10566, Eq. 1.
     """
-    gradient_factor(group, grad_reduce)
-    rows = _rows(p, z, True, weight, reduction, impl) / 2 - 1
-    return contract.reduced(rows, weight, group, grad_reduce, reduction)
+    return _reduced(p, z, True, 0.5, -1.0, weight, group, grad_reduce, reduction, impl)
 
 
 class BYOLLoss(LossModule):

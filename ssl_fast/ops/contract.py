@@ -97,7 +97,11 @@ def under_tracing() -> bool:
 
 def plainly() -> bool:
     """Whether the call is an ordinary one, neither traced nor transformed."""
-    return not under_tracing() and not under_functorch()
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+    )
 
 
 def register(

@@ -74,17 +74,18 @@ class _Op:
     def __call__(self, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) -> Tensor:
         """The loss by the cheapest right way."""
         result: Tensor
-        if contract.under_functorch():
+        if contract.plainly():
+            if contract.wants_gradient(*tensors):
+                result = _Function.apply(self, options, *tensors)
+            else:
+                result = self.compute(*tensors, *options, *self.bare)[0]
+        elif contract.under_functorch():
             self._alone(options, "does not work inside torch.func transforms")
             result = self.equation(*tensors, *options)
-        elif contract.under_tracing():
+        else:
             op = getattr(torch.ops.ssl_fast, self.name)
             given = self.recorded if contract.wants_gradient(*tensors) else self.bare
             result = op(*tensors, *options, *given)[0]
-        elif contract.wants_gradient(*tensors):
-            result = _Function.apply(self, options, *tensors)
-        else:
-            result = self.compute(*tensors, *options, *self.bare)[0]
         return result
 
     def save(self, ctx: Any, tensors: Found, options: tuple[Any, ...], kept: Found) -> None:
@@ -162,6 +163,7 @@ class Objective(_Op):
         """
         super().__init__(name, tensors, options, compute, equation, title)
         self.num_gradients, self.per_row = num_gradients, per_row
+        self.rest = (None,) * (self.num_tensors - num_gradients)
         results = ", ".join(["Tensor"] * (1 + num_gradients))
         if registered:
             self.register(f"{name}({tensors}, {options}, bool with_grad) -> ({results})", fake or self._fake)
@@ -171,6 +173,13 @@ class Objective(_Op):
         shapes = (None if t is None or not inputs[-1] else t.shape or rows for t in inputs[: self.num_gradients])
         return wide(first, *rows), *(first.new_empty(0) if shape is None else wide(first, *shape) for shape in shapes)
 
+    def backward(self, ctx: Any, upstream: Tensor | None, needed: Sequence[bool]) -> Found:
+        """The common case in as few steps as there are: after the forward pass, the processor's caches hold none of it."""
+        if not self.per_row and upstream is not None and _is_one(upstream):
+            # Those that nobody asked for among them: autograd drops them.
+            return *ctx.saved_tensors[self.num_tensors :], *self.rest
+        return super().backward(ctx, upstream, needed)
+
     def gradients(
         self, tensors: Found, options: tuple[Any, ...], kept: Found, upstream: Tensor, needed: Sequence[bool]
     ) -> list[Tensor | None]:
@@ -178,8 +187,6 @@ class Objective(_Op):
         wanted = [gradient if need else None for gradient, need in zip(kept, needed, strict=False)]
         if self.per_row:
             return [None if gradient is None else _by_row(gradient, upstream) for gradient in wanted]
-        if _is_one(upstream):
-            return wanted
         # Out of place, for the graph may be walked again; autograd casts to the dtypes of the inputs.
         return [None if gradient is None else gradient * upstream for gradient in wanted]
 
@@ -189,9 +196,14 @@ def _is_one(
 ) -> bool:
     """Whether the gradients may go out as they are: times one, and nobody walks this graph again."""
     # The number must be there to be read, without waiting for a device. `is_grads_batched` has a vmap of its own.
-    if not upstream.is_cpu or not contract.plainly() or torch._C._functorch.is_legacy_batchedtensor(upstream):
-        return False
-    return not torch._C._autograd._get_current_graph_task_keep_graph() and upstream.item() == 1
+    return (
+        not torch.is_grad_enabled()  # create_graph
+        and not torch._C._autograd._get_current_graph_task_keep_graph()
+        and upstream.is_cpu
+        and contract.plainly()
+        and not torch._C._functorch.is_legacy_batchedtensor(upstream)
+        and upstream.item() == 1
+    )
 
 
 def _by_row(

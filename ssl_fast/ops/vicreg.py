@@ -63,6 +63,10 @@ def _vicreg(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss over all ranks [] and, when wanted, dz1 and dz2 [n, D]."""
     kernel = choose("vicreg", impl, z1, z2)
+    if not group and hasattr(kernel, "objective") and 0 < z1.shape[0] < z1.shape[1]:
+        found: tuple[Tensor, Tensor | None, Tensor | None]
+        found = kernel.objective(z1, z2, invariance, variance, covariance, gamma, eps, with_grad)
+        return found
     ranks = group_by_name(group) if group else None
     value, dz1, dz2 = kernel.forward(z1, z2, invariance, variance, covariance, gamma, eps, ranks, with_grad)
     if with_grad and factor != 1:
@@ -117,7 +121,7 @@ def vicreg(
             the global value; gradients are exact without any communication of gradients. None: this process alone.
         grad_reduce: "mean" when gradients are averaged over the ranks afterwards (DDP): they are multiplied by the
             number of ranks. "sum" when they are added.
-        impl: "auto" or "reference".
+        impl: "auto", "cpp" or "reference".
 
     Returns:
         0-dim tensor, at least fp32.

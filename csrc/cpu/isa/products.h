@@ -50,11 +50,11 @@ inline void block_product(const T* a, int64_t row_step, int64_t depth_step, cons
   }
 }
 
-template <typename T>
+template <typename T, bool accumulate>
 void scores(const T* a, int64_t lda, int64_t m, const T* b_panels, int64_t n, int64_t D, T* tile) {
   for (int64_t j = 0; j < n; j += kPanel<T>, b_panels += D * kPanel<T>) {
     for (int64_t i = 0; i < m; i += kRows) {
-      block_product<T, false>(a + i * lda, lda, 1, b_panels, kPanel<T>, D, tile + i * kTile + j, kTile);
+      block_product<T, accumulate>(a + i * lda, lda, 1, b_panels, kPanel<T>, D, tile + i * kTile + j, kTile);
     }
   }
 }

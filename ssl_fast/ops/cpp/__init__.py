@@ -1,4 +1,5 @@
-"""C++ kernels for the CPU: `ssl_fast._cpu`, which knows no torch. These files allocate and pass addresses."""
+"""C++ kernels for the CPU: `ssl_fast._cpu`, which knows no torch. These files allocate and pass tensors: it asks for
+their addresses (csrc/cpu/tensor.h), and takes None where there is none."""
 
 import json
 from functools import cache
@@ -15,6 +16,11 @@ from ssl_fast.ops.cpp.sources import stamp
 # DType in csrc/ops.h
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 NO_GRADIENTS: tuple[Tensor | None, ...] = (None,) * 5  # where none is wanted
+# Like these a scalar is made in half the time that its shape, dtype and device take to read.
+_SCALARS = {
+    dtype: torch.empty((), dtype=torch.float64 if dtype == torch.float64 else torch.float32, device="cpu")
+    for dtype in DTYPES
+}
 
 
 @cache
@@ -54,11 +60,11 @@ def result_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def address(tensor: Tensor | None) -> int:
-    """Where a tensor begins; 0 of none."""
-    return 0 if tensor is None else tensor.data_ptr()
+def scalar_beside(rows: Tensor) -> Tensor:
+    """Room for a loss [] of these rows."""
+    return torch.empty_like(_SCALARS[rows.dtype])
 
 
-def beside(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def beside(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
     """Room for one gradient for each contiguous tensor that is given."""
-    return tuple([None if tensor is None else torch.empty_like(tensor, dtype=dtype) for tensor in tensors])
+    return [None if tensor is None else torch.empty_like(tensor, dtype=dtype) for tensor in tensors]

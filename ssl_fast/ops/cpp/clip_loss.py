@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, result_dtype, unavailable
+from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, beside, module, result_dtype, scalar_beside, unavailable
 
 __all__ = ["backward", "forward", "objective", "unavailable"]
 
@@ -23,8 +23,8 @@ def forward(
     loss = torch.empty(sides, end - begin, dtype=result_dtype(image.dtype))
     log_l = torch.empty(sides, end - begin, dtype=torch.float64)
     module().clip_loss_forward(
-        image.data_ptr(), text.data_ptr(), DTYPES[image.dtype], M, D, begin, end, float(scale), normalize, sides,
-        loss.data_ptr(), log_l.data_ptr(), torch.get_num_threads(),
+        image, text, DTYPES[image.dtype], M, D, begin, end, float(scale), normalize, sides,
+        loss, log_l, torch.get_num_threads(),
     )  # fmt: skip
     return loss, log_l
 
@@ -47,8 +47,8 @@ def backward(
     dimage, dtext = (torch.empty(end - begin, D, dtype=dtype) for _ in range(2))
     dscale = torch.empty(end - begin, dtype=dtype)
     module().clip_loss_backward(
-        image.data_ptr(), text.data_ptr(), DTYPES[image.dtype], coef.data_ptr(), log_l.data_ptr(), M, D, begin, end,
-        float(scale), normalize, len(coef), dimage.data_ptr(), dtext.data_ptr(), dscale.data_ptr(),
+        image, text, DTYPES[image.dtype], coef, log_l, M, D, begin, end,
+        float(scale), normalize, len(coef), dimage, dtext, dscale,
         torch.get_num_threads(),
     )  # fmt: skip
     return dimage, dtext, dscale
@@ -67,7 +67,7 @@ def objective(
 ) -> tuple[Tensor | None, ...]:
     """Mean or sum over pairs and sides [] and, when wanted, dimage, dtext [M, D], dweight [M], dscale []."""
     dtype = result_dtype(image.dtype)
-    value = image.new_empty((), dtype=dtype)
+    value = scalar_beside(image)
     image, text = image.contiguous(), text.contiguous()
     weight = None if weight is None else weight.to(dtype).contiguous()
     grads = NO_GRADIENTS[:4]
@@ -75,7 +75,7 @@ def objective(
         grads = beside(dtype, image, text, weight, value if with_dscale else None)
     M, D = image.shape
     module().clip_loss(
-        image.data_ptr(), text.data_ptr(), DTYPES[image.dtype], M, D, scale, normalize, sides, address(weight),
-        average, value.data_ptr(), *map(address, grads), torch.get_num_threads(),
+        image, text, DTYPES[image.dtype], M, D, scale, normalize, sides, weight,
+        average, value, *grads, torch.get_num_threads(),
     )  # fmt: skip
     return value, *grads

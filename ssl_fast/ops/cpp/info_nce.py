@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, result_dtype, unavailable
+from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, beside, module, result_dtype, scalar_beside, unavailable
 
 __all__ = ["forward", "objective", "unavailable"]
 
@@ -23,8 +23,8 @@ def forward(
     loss = torch.empty(B, dtype=dtype)
     grads = [torch.empty(shape, dtype=dtype) for shape in ((B, D), (B, D), (B,))] if with_grad else [None] * 3
     module().info_nce_forward(
-        q.data_ptr(), k.data_ptr(), DTYPES[q.dtype], queue.data_ptr(), DTYPES[queue.dtype], B, len(queue), D,
-        float(inv_temperature), normalize, loss.data_ptr(), *(0 if grad is None else grad.data_ptr() for grad in grads),
+        q, k, DTYPES[q.dtype], queue, DTYPES[queue.dtype], B, len(queue), D,
+        float(inv_temperature), normalize, loss, *grads,
         torch.get_num_threads(),
     )  # fmt: skip
     dq, dk, dinv = grads
@@ -44,7 +44,7 @@ def objective(
 ) -> tuple[Tensor | None, ...]:
     """Mean or sum over the rows [] and, when wanted, dq, dk [B, D], dweight [B], dtemperature []; all in one call."""
     dtype = result_dtype(q.dtype)
-    value = q.new_empty((), dtype=dtype)
+    value = scalar_beside(q)
     q, k, queue = q.contiguous(), k.contiguous(), queue.contiguous()
     weight = None if weight is None else weight.to(dtype).contiguous()
     grads = NO_GRADIENTS[:4]
@@ -52,8 +52,8 @@ def objective(
         grads = beside(dtype, q, k, weight, value if with_dtemperature else None)
     B, D = q.shape
     module().info_nce(
-        q.data_ptr(), k.data_ptr(), DTYPES[q.dtype], queue.data_ptr(), DTYPES[queue.dtype], B, queue.shape[0],
-        D, inv_temperature, normalize, address(weight), average, value.data_ptr(), *map(address, grads),
+        q, k, DTYPES[q.dtype], queue, DTYPES[queue.dtype], B, queue.shape[0],
+        D, inv_temperature, normalize, weight, average, value, *grads,
         torch.get_num_threads(),
     )  # fmt: skip
     return value, *grads

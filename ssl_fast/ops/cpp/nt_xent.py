@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ssl_fast.ops.classes import Classes
-from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, result_dtype, unavailable
+from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, beside, module, result_dtype, scalar_beside, unavailable
 
 __all__ = ["backward", "forward", "objective", "unavailable"]
 
@@ -25,12 +25,12 @@ def forward(
     x, positive = x.contiguous(), positive.contiguous()
     N, D = x.shape
     begin, end = rows
-    ids = 0 if classes is None else classes.ids.data_ptr()
+    ids = None if classes is None else classes.ids
     dtype = result_dtype(x.dtype)
     loss, log_l = torch.empty(end - begin, dtype=dtype), torch.empty(end - begin, dtype=dtype)
     module().nt_xent_forward(
-        x.data_ptr(), DTYPES[x.dtype], positive.data_ptr(), ids, N, D, begin, end, float(inv_temperature),
-        normalize, decoupled, loss.data_ptr(), log_l.data_ptr(), torch.get_num_threads(),
+        x, DTYPES[x.dtype], positive, ids, N, D, begin, end, float(inv_temperature),
+        normalize, decoupled, loss, log_l, torch.get_num_threads(),
     )  # fmt: skip
     return loss, log_l
 
@@ -50,13 +50,13 @@ def backward(
     x, positive = x.contiguous(), positive.contiguous()
     N, D = x.shape
     begin, end = rows
-    ids = 0 if classes is None else classes.ids.data_ptr()
+    ids = None if classes is None else classes.ids
     dtype = result_dtype(x.dtype)
     coef, log_l = coef.to(dtype).contiguous(), log_l.to(dtype).contiguous()
     dx, zdz = torch.empty(end - begin, D, dtype=dtype), torch.empty(end - begin, dtype=dtype)
     module().nt_xent_backward(
-        x.data_ptr(), DTYPES[x.dtype], positive.data_ptr(), ids, coef.data_ptr(), log_l.data_ptr(), N, D,
-        begin, end, float(inv_temperature), normalize, decoupled, dx.data_ptr(), zdz.data_ptr(),
+        x, DTYPES[x.dtype], positive, ids, coef, log_l, N, D,
+        begin, end, float(inv_temperature), normalize, decoupled, dx, zdz,
         torch.get_num_threads(),
     )  # fmt: skip
     return dx, zdz
@@ -78,7 +78,7 @@ def objective(
 ) -> tuple[Tensor | None, ...]:
     """Mean or sum over the rows [] and, when wanted, dx, dsecond, dweight [N] and dtemperature []; all in one call."""
     dtype = result_dtype(x.dtype)
-    value = x.new_empty((), dtype=dtype)
+    value = scalar_beside(x)
     x, second = x.contiguous(), None if second is None else second.contiguous()
     weight = None if weight is None else weight.to(dtype).contiguous()
     labels = None if labels is None else labels.contiguous()
@@ -87,8 +87,8 @@ def objective(
         grads = beside(dtype, x, second, weight, value if with_dtemperature else None)
     num_rows, D = x.shape
     module().self_contrast(
-        x.data_ptr(), address(second), DTYPES[x.dtype], num_rows if second is None else 2 * num_rows, D, num_views,
-        address(labels), ignore_index, address(weight), inv_temperature, normalize, decoupled, average,
-        value.data_ptr(), *map(address, grads), torch.get_num_threads(),
+        x, second, DTYPES[x.dtype], num_rows if second is None else 2 * num_rows, D, num_views,
+        labels, ignore_index, weight, inv_temperature, normalize, decoupled, average,
+        value, *grads, torch.get_num_threads(),
     )  # fmt: skip
     return value, *grads

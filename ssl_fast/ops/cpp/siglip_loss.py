@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, address, beside, module, result_dtype, unavailable
+from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, beside, module, result_dtype, scalar_beside, unavailable
 
 __all__ = ["forward", "objective", "unavailable"]
 
@@ -30,9 +30,9 @@ def forward(
     shapes = ((R, D), (R, D), (R,), (R,))
     grads = [None if coef is None else torch.empty(shape, dtype=dtype) for shape in shapes]
     module().siglip_loss_forward(
-        image.data_ptr(), text.data_ptr(), DTYPES[image.dtype], 0 if coef is None else coef.data_ptr(), M, D, begin,
-        end, float(scale), float(bias), normalize, loss.data_ptr(),
-        *(0 if grad is None else grad.data_ptr() for grad in grads), torch.get_num_threads(),
+        image, text, DTYPES[image.dtype], coef, M, D, begin,
+        end, float(scale), float(bias), normalize, loss,
+        *grads, torch.get_num_threads(),
     )  # fmt: skip
     dimage, dtext, dscale, dbias = grads
     return loss, dimage, dtext, dscale, dbias
@@ -52,7 +52,7 @@ def objective(
 ) -> tuple[Tensor | None, ...]:
     """Mean or sum over the images [] and, when wanted, dimage, dtext [M, D], dweight [M], dscale [], dbias []."""
     dtype = result_dtype(image.dtype)
-    value = image.new_empty((), dtype=dtype)
+    value = scalar_beside(image)
     image, text = image.contiguous(), text.contiguous()
     weight = None if weight is None else weight.to(dtype).contiguous()
     grads = NO_GRADIENTS[:5]
@@ -61,7 +61,7 @@ def objective(
         grads = beside(dtype, image, text, weight, *numbers)
     M, D = image.shape
     module().siglip_loss(
-        image.data_ptr(), text.data_ptr(), DTYPES[image.dtype], M, D, scale, bias, normalize, address(weight), average,
-        value.data_ptr(), *map(address, grads), torch.get_num_threads(),
+        image, text, DTYPES[image.dtype], M, D, scale, bias, normalize, weight, average,
+        value, *grads, torch.get_num_threads(),
     )  # fmt: skip
     return value, *grads
