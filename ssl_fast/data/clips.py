@@ -183,7 +183,9 @@ class ClipMaker(BatchMaker):
             seconds["augment"] += time.perf_counter() - decoded
         views = tuple(x if v.kind == "clip" else x[:, :, 0] for x, v in zip(outs, self.views, strict=True))
         labels = self.dataset.labels
-        return views, None if labels is None else torch.from_numpy(labels[found]), torch.from_numpy(found), seconds
+        chosen = None if labels is None else torch.from_numpy(labels[found])
+        extras = self.dataset.extras(found, job.seed, job.epoch)
+        return views, chosen, torch.from_numpy(found), extras, seconds
 
     def _empty(self, num: int, view: View) -> Tensor:  # [N, C, T, S, S]
         shape = (num, self.dataset.channels, view.frames, view.size, view.size)
