@@ -5,13 +5,14 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from lightly.models.modules import MoCoProjectionHead
 from torch import Tensor, nn
 
 from ssl_fast.data.views import Batch
 from ssl_fast.methods.pretrain.mocov3 import MoCoV3
 from ssl_fast.models.backbone import BackboneConfig, build_backbone
 from tests.methods.pretrain.oracles import batch_of, compare, make_pair
+
+modules = pytest.importorskip("lightly.models.modules", reason="lightly is not installed")
 
 VIT = BackboneConfig("vit_tiny_patch16_224", image_size=32, patch_size=16)
 
@@ -25,10 +26,10 @@ def contrast(q: Tensor, k: Tensor, temperature: float) -> Tensor:
 def test_the_first_step_is_lightlys_and_the_papers() -> None:
     method, oracle = make_pair(
         "mocov3",
-        projector=MoCoProjectionHead(64, 16, 8, num_layers=3, batch_norm=True),
-        predictor=MoCoProjectionHead(8, 16, 8, num_layers=2, batch_norm=True),
+        projector=modules.MoCoProjectionHead(64, 16, 8, num_layers=3, batch_norm=True),
+        predictor=modules.MoCoProjectionHead(8, 16, 8, num_layers=2, batch_norm=True),
     )
-    key_backbone, key_projector = copy.deepcopy(method.backbone), MoCoProjectionHead(64, 16, 8, 3, True)
+    key_backbone, key_projector = copy.deepcopy(method.backbone), modules.MoCoProjectionHead(64, 16, 8, 3, True)
     oracle.teacher = nn.Sequential(key_backbone, key_projector)
 
     def loss(batch: Batch) -> Tensor:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from lightly.models.modules import NNCLRPredictionHead, NNCLRProjectionHead, NNMemoryBankModule
 from torch import Tensor
 
 from ssl_fast.data.views import Batch
@@ -13,6 +13,8 @@ from ssl_fast.methods.pretrain.nnclr import nearest
 from tests.methods.pretrain.oracles import batch_of, compare, make_pair
 from tests.ranks import run_ranks
 from tests.train.runs import make_method
+
+modules = pytest.importorskip("lightly.models.modules", reason="lightly is not installed")
 
 
 def contrast(neighbours: Tensor, predictions: Tensor, temperature: float) -> Tensor:
@@ -23,9 +25,9 @@ def contrast(neighbours: Tensor, predictions: Tensor, temperature: float) -> Ten
 
 def test_the_first_step_is_lightlys_and_the_papers() -> None:
     method, oracle = make_pair(
-        "nnclr", projector=NNCLRProjectionHead(64, 16, 8), predictor=NNCLRPredictionHead(8, 16, 8)
+        "nnclr", projector=modules.NNCLRProjectionHead(64, 16, 8), predictor=modules.NNCLRPredictionHead(8, 16, 8)
     )
-    bank = NNMemoryBankModule(size=(50, 8))
+    bank = modules.NNMemoryBankModule(size=(50, 8))
     bank.bank = method.queue.rows.float()
 
     def loss(batch: Batch) -> Tensor:

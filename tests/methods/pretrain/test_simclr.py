@@ -1,8 +1,7 @@
 """SimCLR beside lightly's head and loss, and which loss its embeddings are given."""
 
+import pytest
 import torch
-from lightly.loss import NTXentLoss
-from lightly.models.modules import SimCLRProjectionHead
 from torch import Tensor
 
 from ssl_fast import dcl, nt_xent
@@ -11,13 +10,16 @@ from ssl_fast.methods.pretrain.simclr import SimCLR
 from ssl_fast.models.backbone import BackboneConfig, build_backbone
 from tests.methods.pretrain.oracles import batch_of, compare, make_pair
 
+losses = pytest.importorskip("lightly.loss", reason="lightly is not installed")
+modules = pytest.importorskip("lightly.models.modules", reason="lightly is not installed")
+
 
 def test_the_first_step_is_lightlys() -> None:
-    method, oracle = make_pair("simclr", projector=SimCLRProjectionHead(64, 16, 8))
+    method, oracle = make_pair("simclr", projector=modules.SimCLRProjectionHead(64, 16, 8))
 
     def loss(batch: Batch) -> Tensor:
         z1, z2 = (oracle.projector(oracle.backbone(view)) for view in batch.views)
-        return NTXentLoss(temperature=0.1)(z1, z2)
+        return losses.NTXentLoss(temperature=0.1)(z1, z2)
 
     compare(method, oracle, loss, batch_of(method))
 

@@ -1,7 +1,6 @@
 """SimSiam beside lightly's heads and loss, and the predictor's learning rate."""
 
-from lightly.loss import NegativeCosineSimilarity
-from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
+import pytest
 from torch import Tensor
 
 from ssl_fast.data.views import Batch
@@ -9,16 +8,21 @@ from ssl_fast.optim.config import build_optimizer, scheduled_
 from tests.methods.pretrain.oracles import batch_of, compare, make_pair
 from tests.train.runs import make_method
 
+losses = pytest.importorskip("lightly.loss", reason="lightly is not installed")
+modules = pytest.importorskip("lightly.models.modules", reason="lightly is not installed")
+
 
 def test_the_first_step_is_lightlys() -> None:
     method, oracle = make_pair(
-        "simsiam", projector=SimSiamProjectionHead(64, 16, 16), predictor=SimSiamPredictionHead(16, 8, 16)
+        "simsiam",
+        projector=modules.SimSiamProjectionHead(64, 16, 16),
+        predictor=modules.SimSiamPredictionHead(16, 8, 16),
     )
 
     def loss(batch: Batch) -> Tensor:
         z1, z2 = (oracle.projector(oracle.backbone(view)) for view in batch.views)
         p1, p2 = oracle.predictor(z1), oracle.predictor(z2)
-        criterion = NegativeCosineSimilarity()
+        criterion = losses.NegativeCosineSimilarity()
         return (criterion(p1, z2.detach()) + criterion(p2, z1.detach())) / 2
 
     compare(method, oracle, loss, batch_of(method))
