@@ -59,6 +59,10 @@ MISTAKES = {
     "data=arrays data.path=missing.npz": ["data.path: no file missing.npz"],
     "data=image_folder data.root=empty": ["no images found under empty", ".jpg"],
     "data=tar_shards data.root=empty": ["data.root: no .tar files under empty"],
+    # local views follow the size of the data set's images, 3/7 of 32 px
+    "method=swav data.num_train=320 backbone.name=vit_tiny_patch16_224 backbone.patch_size=4 backbone.image_size=32": [
+        "the views have 13 and 32 px, and the backbone takes 32 px alone: set backbone.dynamic_size=true"
+    ],
     "train.batch_size=1": ["train.batch_size: expected at least 2"],
 }
 
