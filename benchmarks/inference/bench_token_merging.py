@@ -4,8 +4,8 @@
     python -m benchmarks.inference.bench_token_merging --weights vit_small.safetensors --images photos --batch 64
 
 Without `--weights` the network's weights are random, and the cosine then tells about random features alone. Without
-`--images` (a folder of JPEGs) the images are the photographs that scikit-image and scikit-learn bring. Ratios are interleaved
-and the median of the rounds is kept; the precision is bf16 on a GPU and fp32 on a CPU.
+`--images` (a folder of JPEGs) the images are the photographs that scikit-image and scikit-learn bring. Ratios are
+interleaved and the median of the rounds is kept; the precision is bf16 on a GPU and fp32 on a CPU.
 """
 
 from __future__ import annotations
