@@ -21,12 +21,17 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("knn_topk", taking_tensors(&ssl_fast::knn_topk), unlocked());
   m.def("prototypes_forward", taking_tensors(&ssl_fast::prototypes_forward), unlocked());
   m.def("prototypes_log_sums", taking_tensors(&ssl_fast::prototypes_log_sums), unlocked());
+  m.def("prototypes", taking_tensors(&ssl_fast::prototypes), unlocked());
+  m.def("prototype_logits_forward", taking_tensors(&ssl_fast::prototype_logits_forward), unlocked());
+  m.def("prototype_logits", taking_tensors(&ssl_fast::prototype_logits), unlocked());
   m.def("koleo_neighbours", taking_tensors(&ssl_fast::koleo_neighbours), unlocked());
   m.def("byol_forward", taking_tensors(&ssl_fast::byol_forward), unlocked());
   m.def("byol", taking_tensors(&ssl_fast::byol), unlocked());
   m.def("barlow_twins", taking_tensors(&ssl_fast::barlow_twins), unlocked());
   m.def("vicreg", taking_tensors(&ssl_fast::vicreg), unlocked());
   m.def("margin_softmax", taking_tensors(&ssl_fast::margin_softmax), unlocked());
+  m.def("margin_targets", taking_tensors(&ssl_fast::margin_targets), unlocked());
+  m.def("margin_loss", taking_tensors(&ssl_fast::margin_loss), unlocked());
   m.def("clip_loss_forward", taking_tensors(&ssl_fast::clip_loss_forward), unlocked());
   m.def("clip_loss_backward", taking_tensors(&ssl_fast::clip_loss_backward), unlocked());
   m.def("clip_loss", taking_tensors(&ssl_fast::clip_loss), unlocked());

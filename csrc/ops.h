@@ -100,6 +100,36 @@ void prototypes_forward(Address student,  // [S, N, D]
                         Address dstudent,  // [S, N, D] or 0
                         Address dweight,   // [K, D] or 0
                         bool in_float64, int threads);
+// The mean (average) or sum over the samples of the same, over `count` pairs of views, and, unless 0, its gradients.
+void prototypes(Address student, int student_dtype, Address weight, int weight_dtype, Address teacher,
+                int teacher_dtype, Address weight_teacher, int weight_teacher_dtype, int64_t S, int64_t T, int64_t N,
+                int64_t K, int64_t D, Address bias,
+                Address sample_weight,  // [N] or 0
+                bool average,
+                double total,  // what a mean divides by; negative: the sum of the weights
+                double count, double inv_student, double inv_teacher, bool skip_same,
+                Address value,     // []
+                Address dstudent,  // [S, N, D] or 0
+                Address dweight,   // [K, D] or 0
+                bool in_float64, int threads);
+// The same two from logits.
+void prototype_logits_forward(Address student,  // [S, N, K]
+                              int student_dtype,
+                              Address teacher,  // [T, N, K]
+                              int teacher_dtype, int64_t S, int64_t T, int64_t N, int64_t K,
+                              Address bias,  // [T, K] or 0
+                              Address coef,  // [N] or 0
+                              double inv_student, double inv_teacher, bool skip_same,
+                              Address loss,      // [N]
+                              Address dstudent,  // [S, N, K] or 0
+                              bool in_float64, int threads);
+void prototype_logits(Address student, int student_dtype, Address teacher, int teacher_dtype, int64_t S, int64_t T,
+                      int64_t N, int64_t K, Address bias,
+                      Address weight,  // [N] or 0
+                      bool average, double total, double count, double inv_student, double inv_teacher, bool skip_same,
+                      Address value,     // []
+                      Address dstudent,  // [S, N, K] or 0
+                      bool in_float64, int threads);
 // log sum_m exp(<terms_m, columns_r> inv_temperature + bias_m)
 void prototypes_log_sums(Address terms,  // [M, D]
                          int terms_dtype,
@@ -135,8 +165,7 @@ void barlow_twins(Address z1,  // [N, D]
                   Address dz2,    // [N, D]
                   int threads);
 void vicreg(Address z1, Address z2, int dtype, int64_t N, int64_t D, double invariance, double variance,
-            double covariance, double gamma, double eps, Address value, Address dz1, Address dz2,
-            int threads);
+            double covariance, double gamma, double eps, Address value, Address dz1, Address dz2, int threads);
 // KoLeo: for each of the rows [begin, end) the other row with the highest dot product, the first of equals. M >= 2.
 void koleo_neighbours(Address z,  // [M, D] float32 or float64
                       int dtype, int64_t M, int64_t D, int64_t begin, int64_t end,
@@ -174,6 +203,27 @@ void margin_softmax(Address x,  // [N, D]
                     Address dweight,     // [C, S, D]
                     Address mean,        // [N]
                     int threads);
+
+// Labels as places among C classes, `left_out` for the ignored; the first row whose label is neither, or -1.
+int64_t margin_targets(Address labels,  // [N] int64
+                       int64_t N, int64_t C, int64_t ignored, int64_t left_out,
+                       Address target);  // [N] int64
+// A loss with a margin over all samples and classes (one number at least each): mean or sum over the rows whose target
+// is not negative and, unless dx is 0, its gradients. Equations: ssl_fast/ops/margins.py.
+void margin_loss(Address x,  // [N, D]
+                 int x_dtype,
+                 Address weight,  // [C, S, D]
+                 int weight_dtype,
+                 Address target,  // [N] int64
+                 int64_t N, int64_t C, int64_t S, int64_t D, double scale, bool normalize, double m1, double m2,
+                 double m3, bool monotone, bool exact,
+                 Address row_margins,  // [2, N] m2 and m3 of each row, or 0
+                 bool hard, double hardness, bool average,
+                 Address value,    // []
+                 Address dx,       // [N, D] or 0
+                 Address dweight,  // [C, S, D]
+                 Address dscale,   // [] or 0
+                 int threads);
 
 // --- Multi-tensor updates (csrc/{cpu,cuda}/{multi_tensor,gradients,sam,lamb}) ---
 // --- Pairs of two towers, image i with text i, both [M, D]; R = end - begin of them are wanted. Equations: the .cpp

@@ -95,7 +95,7 @@ def judge(rows: int, classes: int) -> Judge:
 CONTENDERS = {
     "arcface": Op(
         contenders=contenders,
-        sizes=[(512, 10000), (512, 100000)],
+        sizes=[(512, 10000), (128, 100000)],
         small=(256, 2000),
         more=(DIM,),
         judge=judge,

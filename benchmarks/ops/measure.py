@@ -154,6 +154,7 @@ def arguments(description: str, names: list[str], rounds: int) -> argparse.Argum
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=rounds, help=f"default {rounds}, 2 at least")
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="OP", help=", ".join(names))
+    parser.add_argument("--largest", action="store_true", help="the last size of each op alone")
     parser.add_argument("--small", action="store_true", help="small sizes, nothing written: does it run?")
     return parser
 
@@ -165,7 +166,7 @@ def run(
     args = arguments(description, list(ops), rounds).parse_args()
     torch.set_num_threads(args.threads)
     for name in args.only:
-        for sizes in [ops[name].small] if args.small else ops[name].sizes:
+        for sizes in [ops[name].small] if args.small else ops[name].sizes[-1:] if args.largest else ops[name].sizes:
             rows = measure(name, ops[name], sizes, args.rounds, args.threads, error)
             if not args.small:
                 merge(file, rows, packages)

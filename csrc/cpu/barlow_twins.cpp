@@ -53,13 +53,12 @@ void objective(TwoViews<T>& v, double lambda, double eps, T* value, T* dz1, T* d
 
 }  // namespace
 
-void barlow_twins(Address z1, Address z2, int dtype, int64_t N, int64_t D, double lambda, double eps,
-                  Address value, Address dz1, Address dz2, int threads) {
+void barlow_twins(Address z1, Address z2, int dtype, int64_t N, int64_t D, double lambda, double eps, Address value,
+                  Address dz1, Address dz2, int threads) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     TwoViews<T> views(z1, z2, dtype, N, D, threads);
-    objective(views, lambda, eps, reinterpret_cast<T*>(value), reinterpret_cast<T*>(dz1),
-              reinterpret_cast<T*>(dz2));
+    objective(views, lambda, eps, reinterpret_cast<T*>(value), reinterpret_cast<T*>(dz1), reinterpret_cast<T*>(dz2));
   };
   static_cast<DType>(dtype) == DType::float64 ? run(0.0) : run(0.0f);
 }

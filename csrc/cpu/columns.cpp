@@ -4,10 +4,10 @@
 
 namespace ssl_fast {
 
-#define SSL_FAST_DECLARE_COLUMNS(name)           \
-  namespace name {                               \
-  extern const Columns<float> columns_float32;   \
-  extern const Columns<double> columns_float64;  \
+#define SSL_FAST_DECLARE_COLUMNS(name)          \
+  namespace name {                              \
+  extern const Columns<float> columns_float32;  \
+  extern const Columns<double> columns_float64; \
   }
 
 SSL_FAST_DECLARE_COLUMNS(generic)

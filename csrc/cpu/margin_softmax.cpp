@@ -94,7 +94,8 @@ struct Engine {
   // Pieces of the classes summed on their own: a function of the sizes alone, so that the bits are too.
   int64_t num_splits() const {
     const int64_t by_memory = kPartialBytes / (padded * ld * static_cast<int64_t>(sizeof(T)));
-    return std::clamp<int64_t>(by_memory, 4, std::clamp<int64_t>(class_tiles, 4, 64));
+    const int64_t most = std::clamp<int64_t>(class_tiles, 1, 64);
+    return std::clamp<int64_t>(by_memory, std::min<int64_t>(most, 4), most);
   }
   // Rows of weight, their gradient, a tile, norms.
   int64_t scratch_size() const { return 2 * kTile * ld + kTile * kTile + kTile; }
@@ -207,13 +208,13 @@ struct Engine {
   void gradient_split(int64_t split, int slot) {
     T *rows = scratch_of(slot), *dw = rows + kTile * ld, *own_tile = dw + kTile * ld, *norms = own_tile + kTile * kTile;
     T *dx = partial_dx.get() + split * padded * ld, *mean = means.get() + split * padded;
-    std::fill_n(dx, padded * ld, T(0));
+    std::fill_n(dx, round_up(count, t.row_block) * ld, T(0));
     std::fill_n(mean, padded, T(0));
     for (int64_t c = tiles_of(split).begin; c < tiles_of(split).end; ++c) {
       const Range classes = classes_of(c);
       const int64_t m = classes.size() * k.S;
       load_classes(classes, rows, norms);
-      std::fill_n(dw, kTile * ld, T(0));
+      std::fill_n(dw, round_up(m, t.row_block) * ld, T(0));
       for (int64_t i = 0; i < count; i += kTile) {
         const int64_t n = std::min(kTile, count - i);
         T* tile = stores() ? stored_tile(c, i) : own_tile;

@@ -3,10 +3,12 @@
 //   loss_n = sum over pairs (t, s) of  log l_s - sum_k p_tk <z_s, w_k> / T
 //   g_sk = coef_n sum_t (q_sk - p_tk), dz_s = 1/T sum_k g_sk w_k, dw_k = 1/T sum_s g_sk z_s
 // A few samples at a time, all their views: the exponentials against all prototypes stay in a panel of kTile columns,
-// so nothing is multiplied twice. Rows of a tile are prototypes; its columns are the teacher's views, then from
+// so nothing is multiplied twice; some panels go together, for the prototypes travel from memory once for all of them.
+// Rows of a tile are prototypes; its columns are the teacher's views, then from
 // `first_student` on the student's, each view a segment of `samples`.
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <stdexcept>
 
 #include "cpu/buffer.h"
@@ -20,7 +22,8 @@ namespace {
 
 int64_t element_size(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 
-constexpr int64_t kAlign = 32;  // a multiple of every panel: where the student's columns may begin
+constexpr int64_t kGroupBytes = int64_t{160} << 20;  // of panels that go through the prototypes together
+constexpr int64_t kAlign = 32;                       // a multiple of every panel: where the student's columns may begin
 
 // Samples of one panel: all views of all of them fit into the columns of a tile.
 int64_t samples_of_panel(int64_t S, int64_t T) {
@@ -48,25 +51,11 @@ void load_prototypes(const Tiles<T>& t, const Matrix<T>& w, int64_t first, int64
   }
 }
 
+// A few samples, all their views, against all prototypes: what stays between the passes.
 template <typename T>
-struct Prototypes {
-  Prototypes(int64_t S, int64_t V, int64_t N, int64_t K, int64_t D, const T* bias, int threads)
-      : t(tiles<T>()),
-        S(S),
-        V(V),
-        N(N),
-        K(K),
-        D(D),
-        depth(bias == nullptr ? D : D + V),
-        bias(bias),
-        width(round_up(D, t.width_step)),
-        ld(row_stride(t, depth)),
-        samples(samples_of_panel(S, V)),
-        first_student(round_up(V * samples, kAlign)),
-        num_k(num_tiles(K)),
-        splits(std::min<int64_t>(num_k, 16)),
-        threads(threads),
-        rows(kTile * ld, T(0)),
+struct Panel {
+  Panel(int64_t num_k, int64_t splits, int64_t depth, int64_t ld)
+      : rows(kTile * ld, T(0)),
         panels(kTile * depth + kTile * kAlign),
         tile_memory(num_k * kTile * kTile + kTile),
         tile_offsets(num_k * kTile),
@@ -75,28 +64,60 @@ struct Prototypes {
         cross(splits * kTile),
         dz(splits * kTile * ld),
         highest(kTile),
-        totals(kTile),
-        scratch(threads * per_thread()) {}
+        totals(kTile) {}
+
+  int64_t n = 0, m = 0;     // first sample, number of samples
+  Buffer<T> rows;           // [kTile, ld] the student's views
+  Buffer<T> panels;         // of both sides' views, times log2(e) / temperature
+  Buffer<T> tile_memory;    // [num_k, kTile, kTile]
+  Buffer<T> tile_offsets;   // [num_k, kTile] what the exponentials of a tile are relative to
+  Buffer<T> offsets, sums;  // [splits, kTile]
+  Buffer<T> cross;          // [splits, kTile]
+  Buffer<T> dz;             // [splits, kTile, ld]
+  Buffer<T> highest;        // [kTile] each column's normaliser is totals 2^highest
+  Buffer<double> totals;    // [kTile]
+};
+
+template <typename T>
+struct Prototypes {
+  Prototypes(int64_t S, int64_t V, int64_t N, int64_t K, int64_t D, const T* bias, bool skip_same, int threads)
+      : t(tiles<T>()),
+        S(S),
+        V(V),
+        N(N),
+        K(K),
+        D(D),
+        depth(bias == nullptr ? D : D + V),
+        bias(bias),
+        skip_same(skip_same),
+        width(round_up(D, t.width_step)),
+        ld(row_stride(t, depth)),
+        samples(samples_of_panel(S, V)),
+        first_student(round_up(V * samples, kAlign)),
+        num_k(num_tiles(K)),
+        splits(std::min<int64_t>(num_k, 16)),
+        threads(threads),
+        scratch(std::min<int64_t>(threads, splits) * per_thread()) {}
 
   int64_t per_thread() const { return 2 * kTile * ld + kTile * 4; }
-  T* tile(int64_t k) { return tile_memory.get() + k * kTile * kTile; }
+  T* tile(const Panel<T>& p, int64_t k) const { return const_cast<T*>(p.tile_memory.get()) + k * kTile * kTile; }
   int64_t count(int64_t k) const { return std::min(kTile, K - k * kTile); }
-  int64_t num_columns(bool of_student) const { return (of_student ? S : V) * m; }
+  int64_t num_columns(const Panel<T>& p, bool of_student) const { return (of_student ? S : V) * p.m; }
   int64_t first_column(bool of_student) const { return of_student ? first_student : 0; }
 
-  // The views of samples [n, n + m): the student's rows, and the panels of either side times log2(e) / temperature.
-  void load_views(const Matrix<T>& x, bool of_student, int64_t n, double inv_temperature) {
-    const int64_t begin = first_column(of_student), columns = num_columns(of_student);
+  // The views of a panel's samples: the student's rows, and the panels of either side times log2(e) / temperature.
+  void load_views(Panel<T>& p, const Matrix<T>& x, bool of_student, double inv_temperature) {
+    const int64_t begin = first_column(of_student), columns = num_columns(p, of_student);
     T* scaled = scratch.get();  // [kTile, ld]
     for (int64_t v = 0; v < (of_student ? S : V); ++v) {
-      t.load_rows(x.row(v * N + n, D), x.dtype, m, D, false, scaled + v * m * ld, ld, nullptr);
+      t.load_rows(x.row(v * N + p.n, D), x.dtype, p.m, D, false, scaled + v * p.m * ld, ld, nullptr);
     }
-    if (of_student) std::copy_n(scaled, columns * ld, rows.get());
+    if (of_student) std::copy_n(scaled, columns * ld, p.rows.get());
     for (int64_t j = 0; j < columns; ++j) t.scale(static_cast<T>(inv_temperature * kLog2E), scaled + j * ld, width);
     if (!of_student && bias != nullptr) {
-      for (int64_t j = 0; j < columns; ++j) scaled[j * ld + D + j / m] = static_cast<T>(kLog2E);
+      for (int64_t j = 0; j < columns; ++j) scaled[j * ld + D + j / p.m] = static_cast<T>(kLog2E);
     }
-    t.pack_panels(scaled, ld, columns, of_student ? D : depth, panels.get() + begin * depth);
+    t.pack_panels(scaled, ld, columns, of_student ? D : depth, p.panels.get() + begin * depth);
   }
 
   template <typename Body>  // body(k, scratch): every tile of prototypes, split by split, in order within a split
@@ -107,149 +128,175 @@ struct Prototypes {
     });
   }
 
-  // Scores of one side's views become exponentials relative to tile_offsets; the splits' sums are merged.
-  // before(tile, split) sees the scores.
+  // Scores of one side's views become exponentials relative to tile_offsets; the splits' sums are merged. The
+  // prototypes are read once for all panels. before(panel, tile, split) sees the scores.
   template <typename Before>
   void exponentials(const Matrix<T>& w, bool of_student, Before&& before) {
-    const int64_t begin = first_column(of_student), columns = num_columns(of_student);
-    for (int64_t split = 0; split < splits; ++split) {
-      std::fill_n(offsets.get() + split * kTile + begin, round_up(columns, kAlign), T(-1e30));
-      std::fill_n(sums.get() + split * kTile + begin, round_up(columns, kAlign), T(0));
-    }
+    for (Panel<T>& p : group) clear_sums(p, of_student);
+    const int64_t begin = first_column(of_student), of_side = of_student ? D : depth;
     for_tiles([&](int64_t k, int64_t split, T* memory) {
       load_prototypes(t, w, k * kTile, count(k), D, of_student ? nullptr : bias, V, K, memory, ld);
-      t.scores(memory, ld, count(k), panels.get() + begin * depth, columns, of_student ? D : depth, tile(k) + begin);
-      before(k, split);
-      T* offset = offsets.get() + split * kTile + begin;
-      t.online_exp(tile(k) + begin, count(k), columns, T(1), offset, sums.get() + split * kTile + begin,
-                   memory + kTile * ld);
-      std::copy_n(offset, columns, tile_offsets.get() + k * kTile + begin);
-    });
-    for (int64_t j = begin; j < begin + columns; ++j) {
-      highest[j] = offsets[j];
-      for (int64_t split = 1; split < splits; ++split) {
-        highest[j] = std::max(highest[j], offsets[split * kTile + j]);
+      for (Panel<T>& p : group) {
+        const int64_t columns = num_columns(p, of_student);
+        t.scores(memory, ld, count(k), p.panels.get() + begin * depth, columns, of_side, tile(p, k) + begin);
+        before(p, k, split);
+        T* offset = p.offsets.get() + split * kTile + begin;
+        t.online_exp(tile(p, k) + begin, count(k), columns, T(1), offset, p.sums.get() + split * kTile + begin,
+                     memory + kTile * ld);
+        std::copy_n(offset, columns, p.tile_offsets.get() + k * kTile + begin);
       }
-      totals[j] = 0;
+    });
+    for (Panel<T>& p : group) merge_sums(p, of_student);
+  }
+
+  void clear_sums(Panel<T>& p, bool of_student) const {
+    const int64_t begin = first_column(of_student), columns = num_columns(p, of_student);
+    for (int64_t split = 0; split < splits; ++split) {
+      std::fill_n(p.offsets.get() + split * kTile + begin, round_up(columns, kAlign), T(-1e30));
+      std::fill_n(p.sums.get() + split * kTile + begin, round_up(columns, kAlign), T(0));
+    }
+  }
+
+  void merge_sums(Panel<T>& p, bool of_student) const {
+    const int64_t begin = first_column(of_student);
+    for (int64_t j = begin; j < begin + num_columns(p, of_student); ++j) {
+      p.highest[j] = p.offsets[j];
+      for (int64_t split = 1; split < splits; ++split) {
+        p.highest[j] = std::max(p.highest[j], p.offsets[split * kTile + j]);
+      }
+      p.totals[j] = 0;
       for (int64_t split = 0; split < splits; ++split) {
         const int64_t at = split * kTile + j;
-        totals[j] += std::exp2(static_cast<double>(offsets[at] - highest[j])) * sums[at];
+        p.totals[j] += std::exp2(static_cast<double>(p.offsets[at] - p.highest[j])) * p.sums[at];
       }
     }
   }
 
   // What makes the exponentials of a tile's column probabilities.
-  T factor(int64_t k, int64_t column) const {
-    const T below = tile_offsets[k * kTile + column] - highest[column];
-    return static_cast<T>(std::exp2(static_cast<double>(below)) / totals[column]);
+  T factor(const Panel<T>& p, int64_t k, int64_t column) const {
+    const T below = p.tile_offsets[k * kTile + column] - p.highest[column];
+    return static_cast<T>(std::exp2(static_cast<double>(below)) / p.totals[column]);
   }
 
   // The teacher's columns of a tile become probabilities.
-  void normalize_teacher(int64_t k) {
-    const int64_t columns = num_columns(false);
+  void normalize_teacher(Panel<T>& p, int64_t k) {
+    const int64_t columns = num_columns(p, false);
     T factors[kTile];
-    for (int64_t j = 0; j < columns; ++j) factors[j] = factor(k, j);
+    for (int64_t j = 0; j < columns; ++j) factors[j] = factor(p, k, j);
     for (int64_t i = 0; i < count(k); ++i) {
-      T* row = tile(k) + i * kTile;
+      T* row = tile(p, k) + i * kTile;
       for (int64_t j = 0; j < columns; ++j) row[j] *= factors[j];
     }
   }
 
   // sum over the teacher's views that the student's view s is paired with, of one row of a tile, in `target` [m].
-  void sum_targets(const T* row, int64_t s, T* target) const {
-    std::fill_n(target, m, T(0));
+  void sum_targets(const Panel<T>& p, const T* row, int64_t s, T* target) const {
+    std::fill_n(target, p.m, T(0));
     for (int64_t v = 0; v < V; ++v) {
       if (skip_same && s == v) continue;
-      for (int64_t j = 0; j < m; ++j) target[j] += row[v * m + j];
+      for (int64_t j = 0; j < p.m; ++j) target[j] += row[v * p.m + j];
     }
   }
 
   T num_targets(int64_t s) const { return static_cast<T>(V - (skip_same && s < V ? 1 : 0)); }
 
   // cross_s += sum_k (sum_t p_tk) score_sk over one tile
-  void add_cross(int64_t k, int64_t split) {
-    normalize_teacher(k);
+  void add_cross(Panel<T>& p, int64_t k, int64_t split) {
+    normalize_teacher(p, k);
     T target[kTile], partial[kTile] = {};
     for (int64_t i = 0; i < count(k); ++i) {
-      const T* row = tile(k) + i * kTile;
+      const T* row = tile(p, k) + i * kTile;
       for (int64_t s = 0; s < S; ++s) {
-        sum_targets(row, s, target);
-        const T* score = row + first_student + s * m;
-        for (int64_t j = 0; j < m; ++j) partial[s * m + j] += target[j] * score[j];
+        sum_targets(p, row, s, target);
+        const T* score = row + first_student + s * p.m;
+        for (int64_t j = 0; j < p.m; ++j) partial[s * p.m + j] += target[j] * score[j];
       }
     }
-    for (int64_t j = 0; j < S * m; ++j) cross[split * kTile + j] += partial[j];
+    for (int64_t j = 0; j < S * p.m; ++j) p.cross[split * kTile + j] += partial[j];
   }
 
-  void losses(int64_t n, T* loss) const {
-    for (int64_t j = 0; j < m; ++j) {
+  void losses(const Panel<T>& p, T* loss) const {
+    for (int64_t j = 0; j < p.m; ++j) {
       double total = 0;
       for (int64_t s = 0; s < S; ++s) {
         double crossed = 0;
-        for (int64_t split = 0; split < splits; ++split) crossed += cross[split * kTile + s * m + j];
-        const int64_t column = first_student + s * m + j;
-        total += static_cast<double>(num_targets(s)) * (highest[column] + std::log2(totals[column])) - crossed;
+        for (int64_t split = 0; split < splits; ++split) crossed += p.cross[split * kTile + s * p.m + j];
+        const int64_t column = first_student + s * p.m + j;
+        total += static_cast<double>(num_targets(s)) * (p.highest[column] + std::log2(p.totals[column])) - crossed;
       }
-      loss[n + j] = static_cast<T>(total / kLog2E);
+      loss[p.n + j] = static_cast<T>(total / kLog2E);
     }
   }
 
   // The student's columns of a tile become g / T.
-  void gradient_of_scores(int64_t k, const T* coef, double inv_temperature) {
+  void gradient_of_scores(Panel<T>& p, int64_t k, const T* coef, double inv_temperature) {
     T target[kTile], factors[kTile], scaled_coef[kTile];
-    for (int64_t j = 0; j < m; ++j) scaled_coef[j] = static_cast<T>(coef[j] * inv_temperature);
-    for (int64_t j = 0; j < S * m; ++j) factors[j] = num_targets(j / m) * factor(k, first_student + j);
+    for (int64_t j = 0; j < p.m; ++j) scaled_coef[j] = static_cast<T>(coef[p.n + j] * inv_temperature);
+    for (int64_t j = 0; j < S * p.m; ++j) factors[j] = num_targets(j / p.m) * factor(p, k, first_student + j);
     for (int64_t i = 0; i < count(k); ++i) {
-      T* row = tile(k) + i * kTile;
+      T* row = tile(p, k) + i * kTile;
       for (int64_t s = 0; s < S; ++s) {
-        sum_targets(row, s, target);
-        T* e = row + first_student + s * m;
-        for (int64_t j = 0; j < m; ++j) e[j] = scaled_coef[j] * (e[j] * factors[s * m + j] - target[j]);
+        sum_targets(p, row, s, target);
+        T* e = row + first_student + s * p.m;
+        for (int64_t j = 0; j < p.m; ++j) e[j] = scaled_coef[j] * (e[j] * factors[s * p.m + j] - target[j]);
       }
     }
   }
 
   void gradients(const Matrix<T>& w, const T* coef, double inv_temperature, T* dweight) {
-    const int64_t columns = num_columns(true);
-    std::fill_n(dz.get(), splits * kTile * ld, T(0));
+    for (Panel<T>& p : group) std::fill_n(p.dz.get(), splits * kTile * ld, T(0));
     for_tiles([&](int64_t k, int64_t split, T* memory) {
-      gradient_of_scores(k, coef, inv_temperature);
       load_prototypes<T>(t, w, k * kTile, count(k), D, nullptr, 0, K, memory, ld);
-      T* g = tile(k) + first_student;
-      t.add_transposed_product(g, columns, count(k), memory, ld, width, dz.get() + split * kTile * ld);
-      if (dweight == nullptr) return;
       T *to = dweight + k * kTile * D, *total = memory + kTile * ld;
-      for (int64_t i = 0; i < count(k); ++i) std::copy_n(to + i * D, D, total + i * ld);
-      t.add_product(g, count(k), columns, rows.get(), ld, width, total);
-      for (int64_t i = 0; i < count(k); ++i) std::copy_n(total + i * ld, D, to + i * D);
+      for (int64_t i = 0; dweight != nullptr && i < count(k); ++i) std::copy_n(to + i * D, D, total + i * ld);
+      for (Panel<T>& p : group) {
+        const int64_t columns = num_columns(p, true);
+        gradient_of_scores(p, k, coef, inv_temperature);
+        const T* g = tile(p, k) + first_student;
+        t.add_transposed_product(g, columns, count(k), memory, ld, width, p.dz.get() + split * kTile * ld);
+        if (dweight != nullptr) t.add_product(g, count(k), columns, p.rows.get(), ld, width, total);
+      }
+      for (int64_t i = 0; dweight != nullptr && i < count(k); ++i) std::copy_n(total + i * ld, D, to + i * D);
     });
   }
 
-  void store_dstudent(int64_t n, T* dstudent) {
-    for (int64_t j = 0; j < num_columns(true); ++j) {
-      T* total = dz.get() + j * ld;
+  void store_dstudent(Panel<T>& p, T* dstudent) {
+    for (int64_t j = 0; j < num_columns(p, true); ++j) {
+      T* total = p.dz.get() + j * ld;
       for (int64_t split = 1; split < splits; ++split) t.axpy(T(1), total + split * kTile * ld, total, width);
-      std::copy_n(total, D, dstudent + (j / m * N + n + j % m) * D);
+      std::copy_n(total, D, dstudent + (j / p.m * N + p.n + j % p.m) * D);
     }
+  }
+
+  // The samples [begin, end) become panels, in the memory of those before.
+  void take(int64_t begin, int64_t end) {
+    const auto num_panels = static_cast<std::size_t>((end - begin + samples - 1) / samples);
+    while (group.size() > num_panels) group.pop_back();
+    while (group.size() < num_panels) group.emplace_back(num_k, splits, depth, ld);
+    for (Panel<T>& p : group) {
+      p.n = begin;
+      p.m = std::min(samples, end - begin);
+      std::fill_n(p.cross.get(), splits * kTile, T(0));
+      begin += samples;
+    }
+  }
+
+  // Samples whose panels together take kGroupBytes at most, or one panel's: all passes over the samples of one size.
+  int64_t samples_at_once() const {
+    const int64_t num_panels = (N + samples - 1) / samples;
+    const int64_t most = std::max<int64_t>(kGroupBytes / (num_k * kTile * kTile * int64_t{sizeof(T)} + 1), 1);
+    const int64_t passes = (num_panels + most - 1) / most;
+    return (num_panels + passes - 1) / std::max<int64_t>(passes, 1) * samples;
   }
 
   const Tiles<T>& t;
   const int64_t S, V, N, K, D;  // student's and teacher's views, samples, prototypes, embedding
   const int64_t depth;          // of the products: D, and one column for the bias of each of the teacher's views
   const T* const bias;          // [V, K] or null
+  const bool skip_same;
   const int64_t width, ld, samples, first_student, num_k, splits;
   const int threads;
-  bool skip_same = false;
-  int64_t m = 0;            // samples of this panel
-  Buffer<T> rows;           // [kTile, ld] the student's views
-  Buffer<T> panels;         // of both sides' views, times log2(e) / temperature
-  Buffer<T> tile_memory;    // [num_k, kTile, kTile]
-  Buffer<T> tile_offsets;   // [num_k, kTile] what the exponentials of a tile are relative to
-  Buffer<T> offsets, sums;  // [splits, kTile]
-  Buffer<T> cross;          // [splits, kTile]
-  Buffer<T> dz;             // [splits, kTile, ld]
-  Buffer<T> highest;        // [kTile] each column's normaliser is totals 2^highest
-  Buffer<double> totals;    // [kTile]
+  std::deque<Panel<T>> group;
   Buffer<T> scratch;
 };
 
@@ -257,21 +304,22 @@ template <typename T>
 void run(Matrix<T> student, Matrix<T> w, Matrix<T> teacher, Matrix<T> w_teacher, int64_t S, int64_t V, int64_t N,
          int64_t K, int64_t D, Address bias, Address coef, double inv_student, double inv_teacher, bool skip_same,
          Address loss, Address dstudent, Address dweight, int threads) {
-  Prototypes<T> op(S, V, N, K, D, reinterpret_cast<const T*>(bias), threads);
-  op.skip_same = skip_same;
+  Prototypes<T> op(S, V, N, K, D, reinterpret_cast<const T*>(bias), skip_same, threads);
   auto* dw = reinterpret_cast<T*>(dweight);
   if (dw != nullptr) std::fill_n(dw, K * D, T(0));
-  for (int64_t n = 0; n < N; n += op.samples) {
-    op.m = std::min(op.samples, N - n);
-    op.load_views(teacher, false, n, inv_teacher);
-    op.load_views(student, true, n, inv_student);
-    op.exponentials(w_teacher, false, [](int64_t, int64_t) {});
-    std::fill_n(op.cross.get(), op.splits * kTile, T(0));
-    op.exponentials(w, true, [&](int64_t k, int64_t split) { op.add_cross(k, split); });
-    op.losses(n, reinterpret_cast<T*>(loss));
+  const int64_t at_once = op.samples_at_once();
+  for (int64_t n = 0; n < N; n += at_once) {
+    op.take(n, std::min(N, n + at_once));
+    for (Panel<T>& p : op.group) {
+      op.load_views(p, teacher, false, inv_teacher);
+      op.load_views(p, student, true, inv_student);
+    }
+    op.exponentials(w_teacher, false, [](Panel<T>&, int64_t, int64_t) {});
+    op.exponentials(w, true, [&](Panel<T>& p, int64_t k, int64_t split) { op.add_cross(p, k, split); });
+    for (Panel<T>& p : op.group) op.losses(p, reinterpret_cast<T*>(loss));
     if (dstudent == 0) continue;
-    op.gradients(w, reinterpret_cast<const T*>(coef) + n, inv_student, dw);
-    op.store_dstudent(n, reinterpret_cast<T*>(dstudent));
+    op.gradients(w, reinterpret_cast<const T*>(coef), inv_student, dw);
+    for (Panel<T>& p : op.group) op.store_dstudent(p, reinterpret_cast<T*>(dstudent));
   }
 }
 

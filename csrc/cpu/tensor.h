@@ -35,7 +35,8 @@ inline const dlpack::ExchangeAPI* exchange_api(PyTypeObject* type) {
     if (known == type) return api;
   }
   const dlpack::ExchangeAPI* api = nullptr;
-  const auto offered = pybind11::getattr(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__", pybind11::none());
+  const auto offered =
+      pybind11::getattr(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__", pybind11::none());
   if (PyCapsule_IsValid(offered.ptr(), "dlpack_exchange_api")) {
     api = static_cast<const dlpack::ExchangeAPI*>(PyCapsule_GetPointer(offered.ptr(), "dlpack_exchange_api"));
     if (api->major != 1 || api->tensor_from_object == nullptr) api = nullptr;

@@ -22,7 +22,7 @@ void objective(TwoViews<T>& v, const Terms& terms, T* value, T* dz1, T* dz2) {
   Buffer<double> parts(v.num_chunks);
   parallel_for(v.threads, v.num_chunks, [&](int64_t chunk, int slot) {
     const Range c = v.columns_of(chunk);
-    T *rows[2] = {v.scratch_of(slot, 0), v.scratch_of(slot, 1)};
+    T* rows[2] = {v.scratch_of(slot, 0), v.scratch_of(slot, 1)};
     T *out = v.scratch_of(slot, 2), *apart = v.scratch_of(slot, 3);
     double* sums = v.sums_of(slot);
     for (int view = 0; view < 2; ++view) v.load(view, c, rows[view]);
@@ -58,8 +58,7 @@ void objective(TwoViews<T>& v, const Terms& terms, T* value, T* dz1, T* dz2) {
 }  // namespace
 
 void vicreg(Address z1, Address z2, int dtype, int64_t N, int64_t D, double invariance, double variance,
-            double covariance, double gamma, double eps, Address value, Address dz1, Address dz2,
-            int threads) {
+            double covariance, double gamma, double eps, Address value, Address dz1, Address dz2, int threads) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     TwoViews<T> views(z1, z2, dtype, N, D, threads);

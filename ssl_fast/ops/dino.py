@@ -86,7 +86,7 @@ def dino_loss(
         grad_reduce: "mean" when gradients are averaged over the ranks afterwards (DDP), "sum" when they are added.
         reduction: "mean" or "sum" over the samples (of all ranks), or "none": [N], times the weights. A sample's loss
             is the mean over its pairs of views.
-        impl: "auto", "triton", "cpp" (rows and prototypes alone) or "reference".
+        impl: "auto", "triton", "cpp" or "reference".
 
     Returns:
         0-dim tensor, or [N].
@@ -158,8 +158,8 @@ def teacher_bias(
         dtype = result_dtype(teacher, weight_teacher)
         with torch.autocast(teacher.device.type, enabled=False):
             teacher, weight_teacher = teacher.to(dtype) @ weight_teacher.detach().to(dtype).T, None
-        impl = "reference" if impl == "cpp" else impl  # C++ takes rows alone
     if weight_teacher is None:
+        impl = "reference" if impl == "cpp" else impl  # of which Sinkhorn's balance has no C++ form
         return balance_logits(teacher, temperature, iterations, group, impl)
     prototypes = weight_teacher.detach()
 

@@ -21,7 +21,7 @@ OPS = {
     "barlow_twins": ("cpp", "reference"),
     "knn_topk": ("cpp", "reference"),
     "prototypes": ("triton", "cpp", "reference"),
-    "prototype_logits": ("triton", "reference"),
+    "prototype_logits": ("triton", "cpp", "reference"),
     "koleo": ("cpp", "reference"),
     "sinkhorn": ("triton", "reference"),
     "margin_softmax": ("triton", "cpp", "reference"),

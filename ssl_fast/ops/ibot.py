@@ -76,7 +76,7 @@ def ibot_loss(
         grad_reduce: "mean" when gradients are averaged over the ranks afterwards (DDP), "sum" when they are added.
         reduction: "mean" over the images of all ranks, those without a masked token too; "sum" over the images; or
             "none": [M], each token's loss times its weight 1 / M_b.
-        impl: "auto", "triton", "cpp" (rows and prototypes alone) or "reference".
+        impl: "auto", "triton", "cpp" or "reference".
 
     Returns:
         0-dim tensor, or [M].

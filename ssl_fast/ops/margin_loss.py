@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ssl_fast.distributed import Group, all_gather_rows, gather_sizes, gradient_factor, group_by_name
 from ssl_fast.ops import contract
-from ssl_fast.ops.dispatch import check_impl
+from ssl_fast.ops.dispatch import check_impl, choose
 from ssl_fast.ops.margin_softmax import (
+    AT_ONCE,
     ELSEWHERE,
     IGNORED,
     OBJECTIVE,
@@ -64,12 +65,24 @@ def margin_loss(
         wide = contract.widened(x)
         options |= {"scale": scale, "ignore_index": ignore_index, "reduction": reduction}
         return margin_softmax_reference(wide, weight.to(wide.dtype), labels, margin, **options)
-    target = targets(labels, len(weight), ignore_index, group)
+    kernel = None
+    if group is None and reduction != "none" and x.numel() and weight.numel() and contract.plainly():
+        kernel = choose("margin_softmax", impl, x, weight)
+    if kernel is None or not hasattr(kernel, "objective"):
+        target = targets(labels, weight.shape[0], ignore_index, group)
+    else:
+        target, wrong = kernel.targets(labels, weight.shape[0], ignore_index, IGNORED)
+        if wrong >= 0:
+            raise _wrong_label(labels[wrong], weight.shape[0], ignore_index)
     if sample_rate < 1:
         if group is not None and contract.under_tracing():
             raise RuntimeError("margin losses with group= sample no classes under torch.compile")
         rows, target = sample_classes(target, len(weight), sample_rate, generator)
         weight = weight.index_select(0, rows)
+    if kernel is not None and hasattr(kernel, "objective"):
+        rows = None if row_margins is None else row_margins.detach()
+        tensors = (x, weight, tensor, target, rows, hardness)
+        return AT_ONCE(tensors, (value, margin, normalize, reduction == "mean", kernel))
     if row_margins is not None:
         row_margins = _gathered(row_margins.T, group).T
     classes = weight if weight.dim() == 3 else weight[:, None]
@@ -101,14 +114,16 @@ def _targets(labels: Tensor, num_classes: int, ignore_index: int, group: Group) 
     if labels.device.type == "cpu" and not contract.under_tracing():
         wrong = ((labels < 0) | (labels >= sum(sizes))) & (labels != ignore_index)
         if wrong.any():
-            raise ValueError(
-                f"labels must lie in [0, {sum(sizes)}) or be ignore_index={ignore_index}, got {labels[wrong][0].item()}"
-            )
+            raise _wrong_label(labels[wrong][0], sum(sizes), ignore_index)
     first = 0 if group is None else sum(sizes[: group.rank()])
     everyones = all_gather_rows(labels, group)
     local = everyones - first
     local = torch.where((local >= 0) & (local < num_classes), local, ELSEWHERE)
     return torch.where(everyones == ignore_index, IGNORED, local)
+
+
+def _wrong_label(label: Tensor, num_classes: int, ignore_index: int) -> ValueError:
+    return ValueError(f"labels must lie in [0, {num_classes}) or be ignore_index={ignore_index}, got {label.item()}")
 
 
 def _gathered(rows: Tensor, group: Group) -> Tensor:

@@ -13,6 +13,7 @@ References: Deng et al. 2019, "ArcFace", arXiv:1801.07698, Eq. 3-4; Huang et al.
 arXiv:2004.00288, Eq. 5-7.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -201,6 +202,30 @@ def _margin_softmax(*inputs: Any) -> tuple[Tensor, Tensor | None, Tensor | None,
     return loss, dx * factor if factor > 1 else dx, dweight, None if shared[2] is None else dscale * factor
 
 
+def _margin_softmax_at_once(
+    x: Tensor,  # [N, D]
+    weight: Tensor,  # [C, D] or [C, S, D]
+    scale: Tensor | None,  # []
+    target: Tensor,  # [N]
+    row_margins: Tensor | None,  # [2, N]
+    hardness: Tensor | None,  # []
+    scale_value: float,
+    margin: Margin,
+    normalize: bool,
+    average: bool,
+    kernel: ModuleType,
+    with_grad: bool,
+) -> tuple[Tensor | None, ...]:
+    """The mean or sum over the rows; when wanted dx [N, D], dweight and dscale []: this process alone, one call."""
+    scale_value = scale_value if scale is None else float(scale)
+    m1, m2, m3, monotone, exact = margin
+    rule = ((m1, m2, m3), monotone, exact)
+    wanted = (with_grad, scale is not None)
+    found: tuple[Tensor | None, ...]
+    found = kernel.objective(x, weight, target, row_margins, hardness, scale_value, *rule, normalize, average, *wanted)
+    return found
+
+
 def _margin_softmax_rows(*inputs: Any) -> tuple[Tensor, Tensor]:
     """Loss [N] of this rank's rows, log-normaliser [M] of all rows."""
     problem = _Problem(*inputs[:-1])
@@ -250,6 +275,24 @@ def _equation(
     )
 
 
+def _equation_at_once(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    target: Tensor,
+    row_margins: Tensor | None,
+    hardness: Tensor | None,
+    scale_value: float,
+    margin: Margin,
+    normalize: bool,
+    average: bool,
+    kernel: Any,
+) -> Tensor:
+    flags = [margin.monotone, margin.exact, normalize]
+    tensors = (x, weight, scale, target, row_margins, hardness)
+    return _equation(*tensors, scale_value, list(margin[:3]), flags, "", "", average, 1)
+
+
 def _equation_rows(*inputs: Any) -> Tensor:
     arguments: tuple[Any, ...] = (*inputs[:-1], None, inputs[-1])
     return _equation(*arguments)
@@ -269,6 +312,15 @@ OBJECTIVE = Objective(
     _equation,
     num_gradients=3,
     title="a margin loss",
+)
+AT_ONCE = Objective(
+    "margin_softmax_at_once",
+    _TENSORS,
+    "float scale_value, margin, bool normalize, bool average, kernel",
+    _margin_softmax_at_once,
+    _equation_at_once,
+    num_gradients=3,
+    registered=False,
 )
 ROWS = Rows(
     "margin_softmax_rows",

@@ -174,7 +174,7 @@ class Objective(_Op):
         return wide(first, *rows), *(first.new_empty(0) if shape is None else wide(first, *shape) for shape in shapes)
 
     def backward(self, ctx: Any, upstream: Tensor | None, needed: Sequence[bool]) -> Found:
-        """The common case in as few steps as there are: after the forward pass, the processor's caches hold none of it."""
+        """The common case in as few steps as there are: the caches hold none of this after a forward pass."""
         if not self.per_row and upstream is not None and _is_one(upstream):
             # Those that nobody asked for among them: autograd drops them.
             return *ctx.saved_tensors[self.num_tensors :], *self.rest

@@ -15,6 +15,7 @@ Reference: Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Tra
 """
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -52,6 +53,14 @@ def prototypes_reference(
     return loss.sum((0, 1))
 
 
+def _kernel(
+    student: Tensor, weight_student: Tensor | None, teacher: Tensor, weight_teacher: Tensor | None, impl: str
+) -> ModuleType:
+    if weight_student is None or weight_teacher is None:
+        return choose("prototype_logits", impl, student, teacher)
+    return choose("prototypes", impl, student, weight_student, teacher, weight_teacher)
+
+
 def _prototypes(
     student: Tensor,  # [S, N, D or K]
     weight_student: Tensor | None,  # [K, D]
@@ -71,15 +80,22 @@ def _prototypes(
     with_grad = with_grad and coef is not None
     inputs: tuple[Any, ...]
     if weight_student is None or weight_teacher is None:
-        kernel = choose("prototype_logits", impl, student, teacher)
+        kernel = _kernel(student, None, teacher, None, impl)
         inputs = (student, teacher, bias, coef, inv_student, inv_teacher, skip_same, with_grad)
         (rows, dstudent), dweight = kernel.forward(*inputs), None
     else:
         weights = weight_student.detach().contiguous(), weight_teacher.detach().contiguous()
-        kernel = choose("prototypes", impl, student, weights[0], teacher, weights[1])
+        kernel = _kernel(student, weights[0], teacher, weights[1], impl)
         inputs = (student, weights[0], teacher, weights[1], bias, coef, inv_student, inv_teacher, skip_same)
         rows, dstudent, dweight = kernel.forward(*inputs, with_grad, with_grad and with_dweight)
     return rows if coef is None else (rows * coef).sum(), dstudent, dweight
+
+
+def _prototypes_at_once(*inputs: Any) -> tuple[Tensor | None, ...]:
+    """The mean or sum over the samples [] and, when wanted, dstudent and dweight_student; this process alone."""
+    *arguments, kernel, with_dweight, with_grad = inputs
+    found: tuple[Tensor | None, ...] = kernel.objective(*arguments, with_dweight, with_grad)
+    return found
 
 
 def _prototypes_rows(*inputs: Any) -> tuple[Tensor, None]:
@@ -127,6 +143,12 @@ def _equation(
     return rows if coef is None else (rows * coef).sum()
 
 
+def _equation_at_once(*inputs: Any) -> Tensor:
+    *tensors, weight, inv_student, inv_teacher, skip_same, average, total, count, _, _ = inputs
+    coef = _coefficients(tensors[0], weight, average, None if total < 0 else total) / count
+    return _equation(*tensors, coef, inv_student, inv_teacher, skip_same)
+
+
 def _equation_rows(*inputs: Any) -> Tensor:
     return _equation(*inputs[:5], None, *inputs[5:])
 
@@ -147,6 +169,16 @@ _TENSORS = "Tensor student, Tensor? weight_student, Tensor teacher, Tensor? weig
 _OPTIONS = "float inv_student, float inv_teacher, bool skip_same, str impl, bool with_dweight"
 _OBJECTIVE = Objective(
     "prototypes", f"{_TENSORS}, Tensor coef", _OPTIONS, _prototypes, _equation, num_gradients=2, fake=_fake
+)
+_AT_ONCE = Objective(
+    "prototypes_at_once",
+    f"{_TENSORS}, Tensor? weight",
+    "float inv_student, float inv_teacher, bool skip_same, bool average, float total, int count, kernel, "
+    "bool with_dweight",
+    _prototypes_at_once,
+    _equation_at_once,
+    num_gradients=2,
+    registered=False,
 )
 _ROWS = Rows(
     "prototypes_rows",
@@ -281,11 +313,27 @@ def compare(
     The number that the sum is divided by is known before the kernels run, so that gradients come with the value.
     `total` is this rank's part of it, where it is not the sum of the weights.
     """
-    count = pairs.num_pairs(len(student), len(teacher))
-    coef = None if pairs.reduction == "none" else _coefficients(student, weight, pairs, total) / count
+    count = pairs.num_pairs(student.shape[0], teacher.shape[0])
     inv_student, inv_teacher = 1 / pairs.student_temperature, 1 / pairs.teacher_temperature
     with_dweight = contract.wants_gradient(weight_student)
     tensors = (student, weight_student, teacher.detach(), None if weight_teacher is None else weight_teacher.detach())
+    average = pairs.reduction == "mean"
+    if pairs.reduction != "none" and pairs.group is None and student.numel() and contract.plainly():
+        kernel = _kernel(*tensors, pairs.impl)
+        if hasattr(kernel, "objective"):
+            weight = None if weight is None else weight.detach()
+            numbers = (
+                inv_student,
+                inv_teacher,
+                pairs.skip_same,
+                average,
+                -1.0 if total is None else float(total),
+                count,
+            )
+            return _AT_ONCE((*tensors, bias, weight), (*numbers, kernel, with_dweight))
+    coef = None
+    if pairs.reduction != "none":
+        coef = _coefficients(student, weight, average, total, pairs.group) / count
     options = (inv_student, inv_teacher, pairs.skip_same, pairs.impl, with_dweight)
     value = _ROWS((*tensors, bias), options) if coef is None else _OBJECTIVE((*tensors, bias, coef), options)
     if coef is None:
@@ -294,16 +342,18 @@ def compare(
 
 
 @torch.no_grad()
-def _coefficients(student: Tensor, weight: Tensor | None, pairs: Pairs, total: float | None) -> Tensor:
+def _coefficients(
+    student: Tensor, weight: Tensor | None, average: bool, total: float | None, group: Group = None
+) -> Tensor:
     """What each sample's loss is multiplied by, [N]."""
     dtype = torch.promote_types(student.dtype, torch.float32)
     num_samples = student.shape[1]
     coef = student.new_ones(num_samples, dtype=dtype) if weight is None else weight.detach().to(dtype)
-    if pairs.reduction == "sum":
+    if not average:
         return coef
-    if pairs.group is None and weight is None:
+    if group is None and weight is None:
         return coef / max(num_samples if total is None else total, 1)
     sums = coef.sum() if total is None else coef.new_tensor(float(total))
-    if pairs.group is not None:
-        dist.all_reduce(sums, group=pairs.group)
+    if group is not None:
+        dist.all_reduce(sums, group=group)
     return coef / torch.where(sums == 0, 1, sums)

@@ -78,7 +78,7 @@ def swav_loss(
         group: process group over which assignments are balanced and "mean" and "sum" run; batches may differ in size.
         grad_reduce: "mean" when gradients are averaged over the ranks afterwards (DDP), "sum" when they are added.
         reduction: "mean" or "sum" over the samples (of all ranks), or "none": [N], times the weights.
-        impl: "auto", "triton", "cpp" (rows and prototypes alone) or "reference".
+        impl: "auto", "triton", "cpp" or "reference".
 
     Returns:
         0-dim tensor, or [N].

@@ -317,7 +317,7 @@ ROWS = (torch.ones(2, 3, 4), torch.ones(2, 3, 4))
         (ROWS, {"center": "sinkhorn", "sinkhorn_iterations": 0}, "iterations must be at least 1, got 0"),
         (ROWS, {"weight": torch.ones(2)}, r"weight must be .* \[3\]"),
         (ROWS, {"reduction": "avg"}, "reduction must be .* got 'avg'"),
-        (ROWS, {"impl": "cpp"}, "impl of prototype_logits must be .* got 'cpp'"),
+        (ROWS, {"impl": "fast"}, "impl of prototype_logits must be .* got 'fast'"),
         (ROWS, {"grad_reduce": "max"}, "grad_reduce must be 'mean'.*got 'max'"),
         ((torch.ones(1, 3, 4), torch.ones(1, 3, 4)), {}, "no pair of views is left"),
     ],

@@ -103,14 +103,22 @@ void subtract_shares(T* tile, int64_t m, int64_t n, const T* row_classes, const 
 
 template <typename T>
 constexpr Tiles<T> table() {
-  return {kPanel<T>,           kRows,
-          kPanel<T>,           load_rows<T>,
-          pack_panels<T>,      scores<T, false>,
-          scores<T, true>,     add_product<T>,
-          add_transposed_product<T>, add_exp_sums<T>,
-          online_exp<T>,       pair_weights<T>,
-          pair_weights_fixed<T>, subtract_shares<T>,
-          dot<T>,              axpy<T>,
+  return {kPanel<T>,
+          kRows,
+          kPanel<T>,
+          load_rows<T>,
+          pack_panels<T>,
+          scores<T, false>,
+          scores<T, true>,
+          add_product<T>,
+          add_transposed_product<T>,
+          add_exp_sums<T>,
+          online_exp<T>,
+          pair_weights<T>,
+          pair_weights_fixed<T>,
+          subtract_shares<T>,
+          dot<T>,
+          axpy<T>,
           scale<T>};
 }
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ssl_fast.ops.cpp import DTYPES, module, unavailable
+from ssl_fast.ops.cpp import DTYPES, NO_GRADIENTS, beside, module, result_dtype, scalar_beside, unavailable
 
-__all__ = ["forward", "log_sums", "unavailable"]
+__all__ = ["forward", "log_sums", "objective", "unavailable"]
 
 
 def forward(
@@ -30,11 +30,43 @@ def forward(
     dweight = torch.empty(K, D, dtype=dtype) if with_grad and with_dweight else None
     matrices = (student, weight_student, teacher, weight_teacher)
     module().prototypes_forward(
-        *(part for t in matrices for part in (t.data_ptr(), DTYPES[t.dtype])), S, len(teacher), N, K, D,
-        *_addresses(bias, coef), inv_student, inv_teacher, skip_same, *_addresses(loss, dstudent, dweight),
-        dtype == torch.float64, torch.get_num_threads(),
+        *(part for t in matrices for part in (t, DTYPES[t.dtype])), S, len(teacher), N, K, D, bias, coef, inv_student,
+        inv_teacher, skip_same, loss, dstudent, dweight, dtype == torch.float64, torch.get_num_threads(),
     )  # fmt: skip
     return loss, dstudent, dweight
+
+
+def objective(
+    student: Tensor,  # [S, N, D]
+    weight_student: Tensor,  # [K, D]
+    teacher: Tensor,  # [T, N, D]
+    weight_teacher: Tensor,  # [K, D]
+    bias: Tensor | None,  # [T, K]
+    weight: Tensor | None,  # [N]
+    inv_student: float,
+    inv_teacher: float,
+    skip_same: bool,
+    average: bool,
+    total: float,
+    count: int,
+    with_dweight: bool,
+    with_grad: bool,
+) -> tuple[Tensor | None, ...]:
+    """Mean or sum over the samples [] and, when wanted, dstudent and dweight_student; all in one call."""
+    dtype = result_dtype(student.dtype)
+    S, N, D = student.shape
+    student, teacher = student.contiguous(), teacher.contiguous()
+    weight_student, weight_teacher = weight_student.contiguous(), weight_teacher.contiguous()
+    bias, weight = (None if t is None else t.to(dtype).contiguous() for t in (bias, weight))
+    value = scalar_beside(student)
+    grads = beside(dtype, student, weight_student if with_dweight else None) if with_grad else NO_GRADIENTS[:2]
+    module().prototypes(
+        student, DTYPES[student.dtype], weight_student, DTYPES[weight_student.dtype], teacher, DTYPES[teacher.dtype],
+        weight_teacher, DTYPES[weight_teacher.dtype], S, teacher.shape[0], N, weight_student.shape[0], D, bias, weight,
+        average, total, count, inv_student, inv_teacher, skip_same, value, *grads, dtype == torch.float64,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return value, *grads
 
 
 def log_sums(
@@ -48,12 +80,7 @@ def log_sums(
     bias = None if bias is None else bias.to(dtype).contiguous()
     logs = torch.empty(len(columns), dtype=dtype)
     module().prototypes_log_sums(
-        terms.data_ptr(), DTYPES[terms.dtype], columns.data_ptr(), DTYPES[columns.dtype], *_addresses(bias),
-        len(terms), len(columns), columns.shape[1], inv_temperature, logs.data_ptr(),
-        dtype == torch.float64, torch.get_num_threads(),
+        terms, DTYPES[terms.dtype], columns, DTYPES[columns.dtype], bias, len(terms), len(columns), columns.shape[1],
+        inv_temperature, logs, dtype == torch.float64, torch.get_num_threads(),
     )  # fmt: skip
     return logs
-
-
-def _addresses(*tensors: Tensor | None) -> list[int]:
-    return [0 if t is None else t.data_ptr() for t in tensors]

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_fast.ops.cpp import koleo, prototypes
+from ssl_fast.ops.cpp import koleo, prototype_logits, prototypes
 from ssl_fast.ops.reference import koleo as plain_koleo
+from ssl_fast.ops.reference import prototype_logits as plain_logits
 from ssl_fast.ops.reference import prototypes as plain
 
 
@@ -45,6 +46,55 @@ def test_plain_torch(isa: str, dtype: torch.dtype, shape: tuple[int, ...], with_
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape and a.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert error(a, b) < EPS[dtype] or (a - b).abs().max() < 1e-6 * shape[3] ** -0.5
+
+
+def test_samples_that_go_through_the_prototypes_in_several_groups() -> None:
+    """11 panels of 48 samples against 105 tiles of prototypes, 16 MB each: more than go together."""
+    tensors = inputs(2, 2, 520, 20000, 4)
+    loss, dstudent, dweight = run(prototypes, tensors)
+    coef = torch.linspace(0.5, 1.5, 520)
+    parts = []
+    for some in (slice(0, 48), slice(48, 500), slice(500, 520)):
+        student, weight, teacher, weight_teacher = tensors
+        some_of = (student[:, some].contiguous(), weight, teacher[:, some].contiguous(), weight_teacher)
+        parts.append(prototypes.forward(*some_of, None, coef[some], 10.0, 25.0, True, True, True))
+    torch.testing.assert_close(loss, torch.cat([part[0] for part in parts]))
+    torch.testing.assert_close(dstudent, torch.cat([part[1] for part in parts], 1))
+    torch.testing.assert_close(dweight, sum(part[2] for part in parts), rtol=1e-4, atol=1e-7)
+
+
+LOGITS = [(1, 1, 1, 1), (2, 2, 5, 7), (2, 2, 9, 385), (12, 2, 3, 5000), (1, 3, 4, 16)]
+
+
+@pytest.mark.parametrize("dtype", list(EPS), ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("shape", LOGITS, ids=str)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_given_logits(isa: str, dtype: torch.dtype, shape: tuple[int, ...], with_bias: bool) -> None:
+    S, T, N, K = shape
+    generator = torch.Generator().manual_seed(K)
+    student, teacher = (torch.randn(views, N, K, generator=generator).to(dtype) for views in (S, T))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    coef = torch.linspace(0.5, 1.5, N).to(wide)
+    bias = torch.randn(T, K, generator=generator).to(wide) if with_bias else None
+    settings = (10.0, 25.0, (S, T) != (1, 1), True)
+    found = prototype_logits.forward(student, teacher, bias, coef, *settings)
+    expected = plain_logits.forward(
+        student.double(), teacher.double(), None if bias is None else bias.double(), coef.double(), *settings
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert a is not None and b is not None and a.shape == b.shape and a.dtype == wide
+        assert error(a, b) < EPS[dtype] or (a - b).abs().max() < 1e-6 * K**-0.5
+
+
+def test_bits_of_given_logits_do_not_depend_on_the_threads(isa: str) -> None:
+    student, teacher = (torch.randn(2, 9, 700, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    found, threads = [], torch.get_num_threads()
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        found.append(prototype_logits.forward(student, teacher, None, torch.ones(9), 10.0, 25.0, True, True))
+    torch.set_num_threads(threads)
+    for loss, dstudent in found[1:]:
+        assert torch.equal(loss, found[0][0]) and torch.equal(dstudent, found[0][1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
