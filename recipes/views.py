@@ -51,7 +51,7 @@ def sheets(config: ViewsConfig, stage: Stage) -> tuple[dict[str, Any], list[str]
     dataset = open_dataset(config.data, config.split)
     size = config.size or (224 if dataset.arrays is None else dataset.arrays.shape[1])
     views = tuple(replace(view, mean=dataset.mean, std=dataset.std) for view in PRESETS[config.method](size=size))
-    batches = {name: first_batch(config, dataset, views, name) for name in usable(config.engines, dataset)}
+    batches = {name: first_batch(config, dataset, views, name) for name in usable(config.engines, dataset, views)}
     reference = next(iter(batches.values()))
     result: dict[str, Any] = {"method": config.method, "views": [view.name for view in views], "differences": {}}
     for name, batch in batches.items():
@@ -60,13 +60,13 @@ def sheets(config: ViewsConfig, stage: Stage) -> tuple[dict[str, Any], list[str]
     return result, [f"{name}.png" for name in batches]
 
 
-def usable(engines: list[str], dataset: Any) -> list[str]:
+def usable(engines: list[str], dataset: Any, views: tuple[View, ...]) -> list[str]:
     """The engines asked for; or those that can be used here."""
     found = []
     for name in engines or ENGINES:
         try:
-            found.append(choose_engine(name, dataset, torch.device("cpu"))[0])
-        except RuntimeError as error:
+            found.append(choose_engine(name, dataset, torch.device("cpu"), views)[0])
+        except (RuntimeError, ValueError) as error:
             if engines:
                 raise ValueError(str(error)) from error
     return found

@@ -5,7 +5,8 @@
 Two jobs from decoded pixels: 32-px views (no blur, strength 0.5) of CIFAR-10 arrays, and 224-px views of photographs of
 375 x 500; and one from JPEG files of those to batches of two 224-px views. Every contender makes normalised fp32
 tensors with the paper's random operations, as its own users run it: per image (lightly from PIL, torchvision from
-uint8 tensors, OpenCV and albumentations from arrays) or per batch (ours, kornia, DALI). With two threads, what works
+uint8 tensors, OpenCV and albumentations from arrays) or per batch (ours, into tensors of the call before, as our loader
+does; kornia; DALI). From files: our loader, lightly's and DALI's own pipeline. With two threads, what works
 per image runs in two processes that send nothing back, which is more than a loader could do. `control` is arithmetic
 alone, to show what two threads are worth here. Contenders take turns; columns are medians over rounds. The peers come
 with the extras `dev` (lightly), `peers` and `dali`; the first two are needed.

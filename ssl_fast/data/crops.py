@@ -72,4 +72,5 @@ def _nearest_ratio(
     height, width = sizes[:, 0], sizes[:, 1]
     tall = np.where(width / height < ratio[0], np.rint(width / ratio[0]), height)
     wide = np.where(width / height > ratio[1], np.rint(height * ratio[1]), width)
-    return np.maximum(np.stack([np.minimum(tall, height), np.minimum(wide, width)], axis=1), 1.0)
+    box: Reals = np.stack([np.minimum(tall, height), np.minimum(wide, width)], axis=1)
+    return np.maximum(box, 1.0)

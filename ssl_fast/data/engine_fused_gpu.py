@@ -100,8 +100,10 @@ class FusedGpuEngine:
 
     def _outs(self, num: int) -> tuple[Tensor, ...]:
         shapes = [(num, self.channels, view.size, view.size) for view in self.views]
-        options = {"dtype": self.dtype, "device": self.device, "memory_format": self.memory_format}
-        return tuple(torch.empty(shape, **options) for shape in shapes)
+        return tuple(
+            torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=self.memory_format)
+            for shape in shapes
+        )
 
     def _checked(self, out: Sequence[Tensor], num: int) -> tuple[Tensor, ...]:
         return check_out(out, self.views, num, self.channels, self.dtype, self.device, self.memory_format)

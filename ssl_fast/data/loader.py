@@ -6,6 +6,7 @@ the same for any number of workers and ranks, and the loader's state is one inte
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -28,6 +29,8 @@ from ssl_fast.data.prefetch import CudaCopies, ahead_of_use
 from ssl_fast.data.resident import ResidentSource
 from ssl_fast.data.views import Batch, View
 from ssl_fast.data.workers import BatchMaker, Job, Workers, ahead, in_process
+
+_log = logging.getLogger(__name__)
 
 START_METHODS = ("fork", "forkserver", "thread")
 _SMALL_EPOCH = 1 << 26  # pixels of views per epoch: made in about the time that starting a worker takes
@@ -104,6 +107,8 @@ class Loader:
         self._copies = CudaCopies(self.device) if self.device.type == "cuda" else None
         self._check()
         self.engine, self.reason = choose_engine(config.engine, dataset, self.device, self.views)
+        if config.engine == "auto" and self.engine == "torchvision" and rank == 0:
+            _log.warning("data.engine: torchvision, the slowest: %s", self.reason)
         self._on_gpu = self.engine == "fused" and resident.unavailable(dataset, self.device) is None
         self.workers = 0 if self.engine == "dali" or self._on_gpu else self._num_workers()
         self._source: Any = None  # started on first use, then kept
@@ -228,7 +233,7 @@ def choose_engine(
     """The engine and the reason for it.
 
     Raises:
-        ValueError: no such engine.
+        ValueError: no such engine, or one that cannot make the views.
         RuntimeError: the engine asked for is not installed or not built, or needs what the data set does not have.
     """
     if wanted not in ("auto", "fused", "torchvision", "dali"):
@@ -239,7 +244,7 @@ def choose_engine(
     if policies:
         reason = f"policy={', '.join(policies)} needs the torchvision engine"
         if wanted != "auto":
-            raise RuntimeError(f"data.engine: {wanted} cannot be used: {reason}")
+            raise ValueError(f"data.engine: {wanted} cannot be used: {reason}")
         return "torchvision", reason
     from ssl_fast.data import engine_dali
 

@@ -108,8 +108,7 @@ def draw_policy(
 ) -> Reals:  # [N, 4] operation, magnitude, operation, magnitude
     """What a policy does to each view.
 
-    Operations are numbers of `OPERATIONS`, magnitudes: shear (pixels a pixel), translation (pixels), rotation (degrees),
-    what is added to the factor 1 of brightness, color, contrast and sharpness, bits of posterize, threshold (of 1) of
-    solarize.
+    Operations are numbers of `OPERATIONS`. Magnitudes are pixels a pixel (shear), pixels (translation), degrees, what
+    is added to the factor 1 (brightness, color, contrast, sharpness), bits (posterize), a threshold of 1 (solarize).
     """
     return POLICIES[name](np.ascontiguousarray(numbers.T), size)

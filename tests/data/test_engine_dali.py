@@ -119,7 +119,7 @@ def test_a_process_that_goes_on_sees_what_an_unbroken_one_does(folder, rank):
 
 def test_a_policy_is_refused(folder):
     views = (View(size=16, policy="randaugment"),)
-    with pytest.raises(RuntimeError, match="dali cannot be used: policy=randaugment needs the torchvision engine"):
+    with pytest.raises(ValueError, match="dali cannot be used: policy=randaugment needs the torchvision engine"):
         loader(open_folder(folder), "dali", views)
     with pytest.raises(ValueError, match="policy: expected '' for the dali engine"):
         DaliSource(open_folder(folder), views, 4, torch.device("cpu"))

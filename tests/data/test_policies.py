@@ -165,6 +165,12 @@ def test_a_policy_leaves_crop_flip_and_colours_as_they_were():
 
 
 @needs_fused
+def test_auto_says_why_it_takes_the_slow_engine(caplog):
+    batches("randaugment", workers=0)
+    assert "torchvision, the slowest: policy=randaugment needs the torchvision engine" in caplog.text
+
+
+@needs_fused
 def test_the_engines_that_have_no_policies_say_so():
     views, cpu = (View(size=20), View(size=20, policy="randaugment")), torch.device("cpu")
     assert choose_engine("auto", photos(), cpu, views) == (
@@ -172,7 +178,7 @@ def test_the_engines_that_have_no_policies_say_so():
         "policy=randaugment needs the torchvision engine",
     )
     for engine in ("fused", "dali"):
-        with pytest.raises(RuntimeError, match=f"{engine} cannot be used: policy=randaugment needs the torchvision"):
+        with pytest.raises(ValueError, match=f"{engine} cannot be used: policy=randaugment needs the torchvision"):
             choose_engine(engine, photos(), cpu, views)
     with pytest.raises(ValueError, match=r"policy: expected '' for the fused engine, got 'randaugment'"):
         FusedEngine(views, 3)

@@ -75,6 +75,16 @@ def test_from_scratch(folder: Path, patches: Any, run_recipe: Any) -> None:
     assert result["top1"] == top1(folder / "runs/s/finetune", patches)
 
 
+def test_a_policy_is_applied_by_torchvision(folder: Path, patches: Any, run_recipe: Any) -> None:
+    data = [f"data.{name}={getattr(patches, name)}" for name in ("num_train", "num_val", "num_test")]
+    small = ("backbone.cifar_stem=true", "backbone.width=8", "backbone.depth='1,1,1,1'", "size=32")
+    policy = ("method.view.policy=randaugment", "data.color=true")
+    given = ("input=none", "run=p", "data=photo_patches", *data, *small, *SHORT, *policy)
+    assert run_recipe("finetune", *given, folder=folder)["engine"] == "torchvision"
+    said = run_recipe("finetune", *given, "run=q", "data.engine=fused", folder=folder, code=2)
+    assert said == "error: data.engine: fused cannot be used: policy=randaugment needs the torchvision engine"
+
+
 def test_errors_fit_in_a_sentence(folder: Path, run_recipe: Any) -> None:
     said = run_recipe("finetune", "input=none", folder=folder, code=2)
     assert said.startswith("error: data: expected data=<name> with input=none (known: arrays, ")
