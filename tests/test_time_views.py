@@ -35,5 +35,5 @@ def test_bytes_are_those_of_crops_and_views():
     images = time_views.pictures(4, 32, 32, "cpu")
     views = time_views.views_of(job)
     table = time_views.table_of(views, images)
-    crops = sum(3 * int(row[2]) * int(row[3]) for row in table.reshape(-1, 17))
+    crops = sum(3 * int(row[2]) * int(row[3]) for row in table.flatten(0, -2))
     assert time_views.bytes_of(job, images, time_views.torch.bfloat16) == crops + 8 * 3 * 32 * 32 * 2

@@ -6,10 +6,10 @@ Two jobs from decoded pixels: 32-px views (no blur, strength 0.5) of CIFAR-10 ar
 375 x 500; and one from JPEG files of those to batches of two 224-px views. Every contender makes normalised fp32
 tensors with the paper's random operations, as its own users run it: per image (lightly from PIL, torchvision from
 uint8 tensors, OpenCV and albumentations from arrays) or per batch (ours, into tensors of the call before, as our loader
-does; kornia; DALI). From files: our loader, lightly's and DALI's own pipeline. With two threads, what works
-per image runs in two processes that send nothing back, which is more than a loader could do. `control` is arithmetic
-alone, to show what two threads are worth here. Contenders take turns; columns are medians over rounds. The peers come
-with the extras `dev` (lightly), `peers` and `dali`; the first two are needed.
+does; kornia; DALI). From files: our loader, lightly's and DALI's own pipeline. With two threads, what works per image
+runs in two processes that send nothing back, which is more than a loader could do. `control` is arithmetic alone, to
+show what two threads are worth here; our share of that gain is printed for each job. Contenders take turns; columns are
+medians over rounds. The peers come with the extras `dev` (lightly), `peers` and `dali`; the first two are needed.
 """
 
 import argparse
@@ -94,6 +94,14 @@ def measure(job: str, images: Any, threads: int, rounds: int, taking_part: Conte
     return found
 
 
+def scaling(rows: list[dict[str, Any]], job: str) -> dict[int, float]:
+    """Our gain from more threads as a share of the control's, by the number of threads."""
+    rates = {(row["provider"], row["threads"]): row["views_per_second"] for row in rows if row["job"] == job}
+    gains = {key: rate / rates[key[0], 1] for key, rate in rates.items() if (key[0], 1) in rates}
+    more = sorted(threads for name, threads in gains if name == "control" and threads > 1)
+    return {threads: round(gains["ssl_fast", threads] / gains["control", threads], 3) for threads in more}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cifar", required=True, help=".npz with x_train")
@@ -105,13 +113,14 @@ def main() -> None:
     with np.load(args.cifar) as file:
         small = file["x_train"][:512]
     photos = photographs(64)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         save_jpegs(photos, Path(folder))
         sources = {"32 px": small, "224 px": photos, "JPEG to 224 px": folder}
         for job in args.jobs:
             for threads in args.threads:
                 rows += measure(job, sources[job], threads, args.rounds, contenders(job))
+            print(f"{job}: share of the control's gain, by threads: {scaling(rows, job)}", flush=True)
     if not args.trial:
         write("data_views_cpu", rows, PACKAGES)
 

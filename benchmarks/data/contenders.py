@@ -278,6 +278,7 @@ FROM_FILES: Contenders = {
     "ssl_fast": (ssl_fast_files, True, "ssl_fast"),
     "lightly": (lightly_files, True, "lightly"),
     "dali": (dali_files, True, "nvidia.dali"),
+    "control": (control, False, "torch"),
 }
 
 

@@ -5,7 +5,7 @@
 //     views_on_host INPUT OUTPUT
 //
 // INPUT: int64 N, C, V, channels last, images a batch (0: as planned); [V] int64 sizes, bicubic, operations, radii; [V]
-// float64 thresholds; float32 normalisation [V, 2, C] and table [N, V, 17]; [N, 2] int64 extents; the images.
+// float64 thresholds; float32 normalisation [V, 2, C] and table [N, V, kColumns]; [N, 2] int64 extents; the images.
 // OUTPUT: V tensors of float32.
 #include <pthread.h>
 
