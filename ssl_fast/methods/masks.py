@@ -67,11 +67,11 @@ def block_masks(
     width = (area / shape).sqrt().round().clamp(1, columns)
     inside_rows = _between(vertical, height, rows)[..., :, None]  # [NV, BLOCKS, H, 1]
     inside_columns = _between(horizontal, width, columns)[..., None, :]  # [NV, BLOCKS, 1, W]
-    number = torch.arange(BLOCKS, device=device)[:, None, None]
+    number = torch.arange(BLOCKS, dtype=torch.uint8, device=device)[:, None, None]
     first = torch.where(inside_rows & inside_columns, number, BLOCKS).amin(1).flatten(1)  # the first block on a patch
 
     place = torch.arange(num_patches, device=device)
-    order = first * num_patches + torch.where(numbers[:, 2:3] < 0.5, place, num_patches - 1 - place)
+    order = first.long() * num_patches + torch.where(numbers[:, 2:3] < 0.5, place, num_patches - 1 - place)
     last = order.sort(dim=1).values.gather(1, (wanted[:, None].long() - 1).clamp_min(0))
     masks = (order <= last) & (wanted > 0)[:, None]
     return masks.view(len(index), num_views, num_patches)

@@ -160,9 +160,10 @@ class DINOv2(Method):
         config, teacher = self.config, cast(Any, self.teacher.module)
         masks = batch.extras["masks"].flatten(0, 1)  # [2N, P]
         z, teacher_z = (embeddings[name].transpose(0, 1) for name in ("z", "teacher_z"))  # [V, N, D], [2, N, D]
-        hidden = self.ibot_head(embeddings["patches"].flatten(0, 1)[masks])  # [M, D]
+        places = masks.flatten().nonzero().squeeze(1)  # [M]; the one wait for the device: how many there are
+        hidden = self.ibot_head(embeddings["patches"].flatten(0, 2).index_select(0, places))  # [M, D]
         with torch.no_grad():
-            teacher_hidden = teacher["ibot_head"](embeddings["teacher_patches"].flatten(0, 1)[masks])
+            teacher_hidden = teacher["ibot_head"](embeddings["teacher_patches"].flatten(0, 2).index_select(0, places))
         self._teacher_rows = {"dino_head": teacher_z.detach(), "ibot_head": teacher_hidden}
 
         dino = dino_loss(z, teacher_z, **self._last_layer("dino_head", progress))

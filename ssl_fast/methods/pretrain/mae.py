@@ -53,6 +53,7 @@ class MAE(Method):
     Config = MAEConfig
     config: MAEConfig
     may_collapse = False  # what is watched are pixels
+    find_unused_parameters = True  # layers that pool, in some models
 
     def __init__(self, config: MAEConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
