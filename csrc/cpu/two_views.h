@@ -88,11 +88,9 @@ struct TwoViews {
         }
       }
     });
-    parallel_for(threads, 2 * num_blocks, [&](int64_t task, int) {
-      T* total = grams.get() + (task % 2 * splits * num_blocks + task / 2) * kTile * kTile;
-      for (int64_t split = 1; split < splits; ++split) {
-        t.axpy(T(1), total + split * num_blocks * kTile * kTile, total, kTile * kTile);
-      }
+    for_gram_rows([&](int view, int64_t i, int64_t j, int64_t at, int64_t width) {
+      T* total = gram(view, 0, i, j) + at;
+      for (int64_t split = 1; split < splits; ++split) t.axpy(T(1), gram(view, split, i, j) + at, total, width);
     });
   }
 
@@ -116,11 +114,9 @@ struct TwoViews {
 
   // The Gram matrices times a number.
   void scale_grams(T factor) {
-    for (int view = 0; view < 2; ++view) {
-      parallel_for(threads, num_blocks, [&](int64_t block, int) {
-        t.scale(factor, grams.get() + (view * splits * num_blocks + block) * kTile * kTile, kTile * kTile);
-      });
-    }
+    for_gram_rows([&](int view, int64_t i, int64_t j, int64_t at, int64_t width) {
+      t.scale(factor, gram(view, 0, i, j) + at, width);
+    });
   }
 
   // out += gram(view) rows, [N, width of the chunk].
@@ -153,6 +149,20 @@ struct TwoViews {
   Buffer<T> scratch;
 
  private:
+  // body(view, i, j, at, width) for every row of the tiles (i, j) of both Gram matrices, whole panels from cell `at`
+  // on.
+  template <typename Body>
+  void for_gram_rows(const Body& body) {
+    parallel_for(threads, 2 * num_tiles(N), [&](int64_t task, int) {
+      const int64_t i = task / 2;
+      for (int64_t j = i; j < num_tiles(N); ++j) {
+        for (int64_t row = 0; row < rows_of(i); ++row) {
+          body(static_cast<int>(task % 2), i, j, row * kTile, round_up(rows_of(j), t.panel));
+        }
+      }
+    });
+  }
+
   // Whole row blocks and panels.
   void clear(T* tile, int64_t m, int64_t n) const {
     for (int64_t i = 0; i < round_up(m, t.row_block); ++i) std::fill_n(tile + i * kTile, round_up(n, t.panel), T(0));

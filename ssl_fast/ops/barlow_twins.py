@@ -116,8 +116,7 @@ def barlow_twins(
 
     Reference: Zbontar et al. 2021, arXiv:2103.03230, Eq. 1.
     """
-    contract.check_rows("z1", z1)
-    contract.check_rows("z2", z2, z1, "z1")
+    contract.check_pair(("z1", "z2"), z1, z2)
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
     check_impl("barlow_twins", impl)

@@ -113,8 +113,7 @@ def _reduced(
     impl: str,
 ) -> Tensor:
     """factor distance + offset of each sample, reduced."""
-    contract.check_rows("p", p)
-    contract.check_rows("z", z, p, "p")
+    contract.check_pair(("p", "z"), p, z)
     contract.check_weight(weight, p)
     contract.check_reduction(reduction)
     check_impl("byol", impl)

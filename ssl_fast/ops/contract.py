@@ -28,6 +28,24 @@ def check_rows(
         )
 
 
+def check_pair(
+    names: tuple[str, str],
+    first: Tensor,  # [N, D]
+    second: Tensor,  # [N, D]
+) -> None:
+    """Raises ValueError unless both are floating-point matrices of one shape and device."""
+    # In one step; what is wrong is found out where something is.
+    if (
+        first.dim() != 2
+        or first.shape != second.shape
+        or first.device != second.device
+        or not first.is_floating_point()
+        or not second.is_floating_point()
+    ):
+        check_rows(names[0], first)
+        check_rows(names[1], second, first, names[0])
+
+
 def check_weight(
     weight: Tensor | None,  # [N]
     samples: Tensor,

@@ -116,8 +116,7 @@ def dcl(
 
     Reference: Yeh et al. 2022, arXiv:2110.06848, L_DC and L_DCW of Section 3.
     """
-    contract.check_rows("z1", z1)
-    contract.check_rows("z2", z2, z1, "z1")
+    contract.check_pair(("z1", "z2"), z1, z2)
     contract.check_weight(weight, z1)
     if sigma is not None and not sigma > 0:
         raise ValueError(f"sigma must be positive or None, got {sigma}")

@@ -189,8 +189,7 @@ def info_nce(
     """
     if queue is None:
         return _among_keys(q, k, temperature, normalize, weight, group, grad_reduce, reduction, impl)
-    contract.check_rows("q", q)
-    contract.check_rows("k", k, q, "q")
+    contract.check_pair(("q", "k"), q, k)
     contract.check_rows("queue", queue)
     if queue.shape[1] != q.shape[1] or queue.device != q.device:
         raise ValueError(

@@ -112,8 +112,7 @@ def nt_xent(
     Reference: Chen et al. 2020, arXiv:2002.05709, Eq. 1; more than two views: Khosla et al. 2020, arXiv:2004.11362,
     Eq. 2.
     """
-    contract.check_rows("z1", z1)
-    contract.check_rows("z2", z2, z1, "z1")
+    contract.check_pair(("z1", "z2"), z1, z2)
     for index, view in enumerate(views, 3):
         contract.check_rows(f"z{index}", view, z1, "z1")
     contract.check_weight(weight, z1)

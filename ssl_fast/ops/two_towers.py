@@ -20,8 +20,7 @@ def check_towers(
     second_name: str = "text",
 ) -> tuple[Tensor, Tensor]:
     """Both towers' rows in one dtype, the wider of theirs; ValueError unless they are matrices of one shape."""
-    contract.check_rows(first_name, first)
-    contract.check_rows(second_name, second, first, first_name)
+    contract.check_pair((first_name, second_name), first, second)
     if first.dtype == second.dtype:
         return first, second
     dtype = torch.promote_types(first.dtype, second.dtype)

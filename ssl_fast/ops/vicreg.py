@@ -137,8 +137,7 @@ def vicreg(
 
     Reference: Bardes et al. 2022, arXiv:2105.04906, Eq. 6.
     """
-    contract.check_rows("z1", z1)
-    contract.check_rows("z2", z2, z1, "z1")
+    contract.check_pair(("z1", "z2"), z1, z2)
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
     check_impl("vicreg", impl)

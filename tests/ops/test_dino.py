@@ -137,7 +137,7 @@ def test_value_and_gradients_by_the_rule(  # type: ignore[no-untyped-def]
             mass = weight.to(z.dtype)
             return rows * mass if reduction == "none" else (rows * mass).sum() / mass.sum()
 
-        checker.against(of(impl, device, **options), plain, heads(*shape), dtype, device, upstream)
+        checker.against(of(impl, device, **options), plain, heads(*shape), dtype, device, upstream, neighbours=2)
 
 
 # What loss and gradients may lose, relative to their size. In bf16 and fp16 it is the rounding of the gradient itself.
