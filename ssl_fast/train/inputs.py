@@ -61,7 +61,7 @@ def evaluation_view(preprocessing: Mapping[str, Any], clips: int = 0) -> View:
         clips: of a video, whose features are averaged; 0: as many as were saved.
     """
     view = View(**{item.name: preprocessing[item.name] for item in fields(View) if item.name in preprocessing})
-    return replace(view, place="even", clips=clips or view.clips)
+    return replace(view, place="even", clips=clips) if clips else view
 
 
 def new_evaluation_view(view: View, dataset: Dataset, size: int, clips: int = 1) -> View:

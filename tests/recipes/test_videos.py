@@ -69,7 +69,8 @@ def test_probe_and_embed_take_the_clips(videos: Path, pretrained: Any, run_recip
 def test_finetune(videos: Path, pretrained: Any, run_recipe: Any) -> None:
     settings = ("run=r", "train.epochs=1", "train.batch_size=4", "train.device=cpu")
     result = run_recipe("finetune", *settings, folder=videos)
-    assert 0 <= result["top1"] <= 1 and result["num_images"] == 6 and result["view"]["clips"] == 2
+    protocol = result["protocol"]
+    assert 0 <= result["top1"] <= 1 and protocol["num_images"] == 6 and protocol["view"]["clips"] == 2
 
 
 def test_a_3d_network_and_a_method_of_images(videos: Path, run_recipe: Any) -> None:
