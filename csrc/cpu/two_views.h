@@ -81,7 +81,9 @@ struct TwoViews {
         normalise(view, c, rows, sums_of(slot), factor);
         t.pack_panels(rows, ld, N, c.size(), panels);
         for (int64_t i = 0; i < num_tiles(N); ++i) {
-          for (int64_t j = i; j < num_tiles(N); ++j) {
+          add_triangle(rows + i * kTile * ld, panels + i * kTile * c.size(), rows_of(i), c.size(),
+                       gram(view, split, i, i));
+          for (int64_t j = i + 1; j < num_tiles(N); ++j) {
             t.add_scores(rows + i * kTile * ld, ld, rows_of(i), panels + j * kTile * c.size(), rows_of(j), c.size(),
                          gram(view, split, i, j));
           }
@@ -92,6 +94,9 @@ struct TwoViews {
       T* total = gram(view, 0, i, j) + at;
       for (int64_t split = 1; split < splits; ++split) t.axpy(T(1), gram(view, split, i, j) + at, total, width);
     });
+    for (int64_t i = 0; i < num_tiles(N); ++i) {
+      for (int view = 0; view < 2; ++view) mirror(gram(view, 0, i, i), rows_of(i));
+    }
   }
 
   // Sum of the products of two Gram matrices' cells; a tile off the diagonal stands for two.
@@ -166,6 +171,18 @@ struct TwoViews {
   // Whole row blocks and panels.
   void clear(T* tile, int64_t m, int64_t n) const {
     for (int64_t i = 0; i < round_up(m, t.row_block); ++i) std::fill_n(tile + i * kTile, round_up(n, t.panel), T(0));
+  }
+
+  // Of a tile on the diagonal the panels of columns j down to their last row; `mirror` makes the rest.
+  void add_triangle(const T* rows, const T* panels, int64_t count, int64_t depth, T* tile) const {
+    for (int64_t j = 0; j < count; j += t.panel) {
+      t.add_scores(rows, ld, std::min(count, j + t.panel), panels + j * depth, t.panel, depth, tile + j);
+    }
+  }
+  static void mirror(T* tile, int64_t count) {
+    for (int64_t i = 1; i < count; ++i) {
+      for (int64_t j = 0; j < i; ++j) tile[i * kTile + j] = tile[j * kTile + i];
+    }
   }
 
   template <typename Factor>

@@ -32,7 +32,7 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        return None, None, *ctx.op.backward(ctx, upstream[0], ctx.needs_input_grad[2:])
+        return None, None, *ctx.op.backward_of_eager(ctx, upstream[0])
 
 
 class _Op:
@@ -105,6 +105,10 @@ class _Op:
             found = self.gradients(tensors, ctx.options, kept, upstream, needed)
         return *found, *(None,) * (self.num_tensors - len(found))
 
+    def backward_of_eager(self, ctx: Any, upstream: Tensor | None) -> Found:
+        """The same of a call of `_Function`, for which a gradient that is not there is None."""
+        return self.backward(ctx, upstream, ctx.needs_input_grad[2:])
+
     def gradients(
         self, tensors: Found, options: tuple[Any, ...], kept: Found, upstream: Tensor, needed: Sequence[bool]
     ) -> list[Tensor | None]:
@@ -173,12 +177,12 @@ class Objective(_Op):
         shapes = (None if t is None or not inputs[-1] else t.shape or rows for t in inputs[: self.num_gradients])
         return wide(first, *rows), *(first.new_empty(0) if shape is None else wide(first, *shape) for shape in shapes)
 
-    def backward(self, ctx: Any, upstream: Tensor | None, needed: Sequence[bool]) -> Found:
+    def backward_of_eager(self, ctx: Any, upstream: Tensor | None) -> Found:
         """The common case in as few steps as there are: the caches hold none of this after a forward pass."""
         if not self.per_row and upstream is not None and _is_one(upstream):
             # Those that nobody asked for among them: autograd drops them.
             return *ctx.saved_tensors[self.num_tensors :], *self.rest
-        return super().backward(ctx, upstream, needed)
+        return super().backward_of_eager(ctx, upstream)
 
     def gradients(
         self, tensors: Found, options: tuple[Any, ...], kept: Found, upstream: Tensor, needed: Sequence[bool]
@@ -187,6 +191,8 @@ class Objective(_Op):
         wanted = [gradient if need else None for gradient, need in zip(kept, needed, strict=False)]
         if self.per_row:
             return [None if gradient is None else _by_row(gradient, upstream) for gradient in wanted]
+        if _is_one(upstream):
+            return wanted
         # Out of place, for the graph may be walked again; autograd casts to the dtypes of the inputs.
         return [None if gradient is None else gradient * upstream for gradient in wanted]
 
