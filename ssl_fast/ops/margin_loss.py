@@ -80,9 +80,9 @@ def margin_loss(
         rows, target = sample_classes(target, len(weight), sample_rate, generator)
         weight = weight.index_select(0, rows)
     if kernel is not None and hasattr(kernel, "objective"):
-        rows = None if row_margins is None else row_margins.detach()
-        tensors = (x, weight, tensor, target, rows, hardness)
-        return AT_ONCE(tensors, (value, margin, normalize, reduction == "mean", kernel))
+        row_margins = None if row_margins is None else row_margins.detach()
+        given = (x, weight, tensor, target, row_margins, hardness)
+        return AT_ONCE(given, (value, margin, normalize, reduction == "mean", kernel))
     if row_margins is not None:
         row_margins = _gathered(row_margins.T, group).T
     classes = weight if weight.dim() == 3 else weight[:, None]
