@@ -9,7 +9,6 @@ from ssl_fast.distributed import Group, all_gather_rows, gather_sizes, gradient_
 from ssl_fast.ops import contract
 from ssl_fast.ops.dispatch import check_impl, choose
 from ssl_fast.ops.margin_softmax import (
-    AT_ONCE,
     ELSEWHERE,
     IGNORED,
     OBJECTIVE,
@@ -65,33 +64,27 @@ def margin_loss(
         wide = contract.widened(x)
         options |= {"scale": scale, "ignore_index": ignore_index, "reduction": reduction}
         return margin_softmax_reference(wide, weight.to(wide.dtype), labels, margin, **options)
-    kernel = None
-    if group is None and reduction != "none" and x.numel() and weight.numel() and contract.plainly():
-        kernel = choose("margin_softmax", impl, x, weight)
-    if kernel is None or not hasattr(kernel, "objective"):
-        target = targets(labels, weight.shape[0], ignore_index, group)
-    else:
+    kernel = choose("margin_softmax", impl, x, weight) if group is None and contract.plainly() else None
+    if kernel is not None and hasattr(kernel, "targets"):
         target, wrong = kernel.targets(labels, weight.shape[0], ignore_index, IGNORED)
         if wrong >= 0:
             raise _wrong_label(labels[wrong], weight.shape[0], ignore_index)
+    else:
+        target = targets(labels, weight.shape[0], ignore_index, group)
     if sample_rate < 1:
         if group is not None and contract.under_tracing():
             raise RuntimeError("margin losses with group= sample no classes under torch.compile")
         rows, target = sample_classes(target, len(weight), sample_rate, generator)
         weight = weight.index_select(0, rows)
-    if kernel is not None and hasattr(kernel, "objective"):
-        rows = None if row_margins is None else row_margins.detach()
-        tensors = (x, weight, tensor, target, rows, hardness)
-        return AT_ONCE(tensors, (value, margin, normalize, reduction == "mean", kernel))
     if row_margins is not None:
-        row_margins = _gathered(row_margins.T, group).T
-    classes = weight if weight.dim() == 3 else weight[:, None]
+        row_margins = row_margins.detach() if group is None else _gathered(row_margins.T, group).T
     name = "" if group is None else group.group_name
     flags = [margin.monotone, margin.exact, normalize]
     numbers = [float(margin.m1), float(margin.m2), float(margin.m3)]  # torch 2.6 cannot trace a slice of a NamedTuple
-    tensors = (x, classes, tensor, target, row_margins, hardness)
+    tensors = (x, weight, tensor, target, row_margins, hardness)
     shared = (value, numbers, flags, name, impl)
     if reduction == "none":
+        tensors = (x, weight if weight.dim() == 3 else weight[:, None], *tensors[2:])
         return ROWS(tensors, (*shared, factor))
     return OBJECTIVE(tensors, (*shared, reduction == "mean", factor))
 

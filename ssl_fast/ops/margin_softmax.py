@@ -13,7 +13,6 @@ References: Deng et al. 2019, "ArcFace", arXiv:1801.07698, Eq. 3-4; Huang et al.
 arXiv:2004.00288, Eq. 5-7.
 """
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -185,10 +184,33 @@ class _Problem:
         return mine[: self.sizes[self.group.rank()]]
 
 
-def _margin_softmax(*inputs: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The mean or sum over all ranks' rows; when wanted dx [N, D], dweight [C, S, D] and this rank's dscale."""
-    *shared, average, factor, with_grad = inputs
-    problem = _Problem(*shared)
+def _margin_softmax(
+    x: Tensor,  # [N, D]
+    weight: Tensor,  # [C, D] or [C, S, D]
+    scale: Tensor | None,  # []
+    target: Tensor,  # [M]
+    row_margins: Tensor | None,  # [2, M]
+    hardness: Tensor | None,  # []
+    scale_value: float,
+    margin: list[float],
+    flags: list[bool],
+    group: str,
+    impl: str,
+    average: bool,
+    factor: int,
+    with_grad: bool,
+) -> tuple[Tensor | None, ...]:
+    """The mean or sum over all ranks' rows; when wanted dx [N, D], dweight and this rank's dscale."""
+    if not group and x.numel() and weight.numel():
+        kernel = choose("margin_softmax", impl, x, weight)
+        if hasattr(kernel, "objective"):
+            number = scale_value if scale is None else float(scale)
+            found: tuple[Tensor | None, ...]
+            rows = (x, weight, target, row_margins, hardness)
+            found = kernel.objective(*rows, number, margin, *flags, average, with_grad, scale is not None)
+            return found
+    classes = weight if weight.dim() == 3 else weight[:, None]
+    problem = _Problem(x, classes, scale, target, row_margins, hardness, scale_value, margin, flags, group, impl)
     row_weight = problem.kept / problem.kept.sum().clamp_min(1) if average else problem.kept
     at_once = with_grad and problem.group is None
     lse, *gradients = problem.log_sums(row_weight if at_once else None)
@@ -199,31 +221,8 @@ def _margin_softmax(*inputs: Any) -> tuple[Tensor, Tensor | None, Tensor | None,
         gradients = list(problem.gradients(lse, row_weight))
     dx, dweight, dscale = problem.finish(lse, row_weight, tuple(gradients))
     # The classes of this rank are on no other: their gradient is whole, and nobody averages it.
-    return loss, dx * factor if factor > 1 else dx, dweight, None if shared[2] is None else dscale * factor
-
-
-def _margin_softmax_at_once(
-    x: Tensor,  # [N, D]
-    weight: Tensor,  # [C, D] or [C, S, D]
-    scale: Tensor | None,  # []
-    target: Tensor,  # [N]
-    row_margins: Tensor | None,  # [2, N]
-    hardness: Tensor | None,  # []
-    scale_value: float,
-    margin: Margin,
-    normalize: bool,
-    average: bool,
-    kernel: ModuleType,
-    with_grad: bool,
-) -> tuple[Tensor | None, ...]:
-    """The mean or sum over the rows; when wanted dx [N, D], dweight and dscale []: this process alone, one call."""
-    scale_value = scale_value if scale is None else float(scale)
-    m1, m2, m3, monotone, exact = margin
-    rule = ((m1, m2, m3), monotone, exact)
-    wanted = (with_grad, scale is not None)
-    found: tuple[Tensor | None, ...]
-    found = kernel.objective(x, weight, target, row_margins, hardness, scale_value, *rule, normalize, average, *wanted)
-    return found
+    dweight = dweight.view(weight.shape)
+    return loss, dx * factor if factor > 1 else dx, dweight, None if scale is None else dscale * factor
 
 
 def _margin_softmax_rows(*inputs: Any) -> tuple[Tensor, Tensor]:
@@ -275,24 +274,6 @@ def _equation(
     )
 
 
-def _equation_at_once(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    target: Tensor,
-    row_margins: Tensor | None,
-    hardness: Tensor | None,
-    scale_value: float,
-    margin: Margin,
-    normalize: bool,
-    average: bool,
-    kernel: Any,
-) -> Tensor:
-    flags = [margin.monotone, margin.exact, normalize]
-    tensors = (x, weight, scale, target, row_margins, hardness)
-    return _equation(*tensors, scale_value, list(margin[:3]), flags, "", "", average, 1)
-
-
 def _equation_rows(*inputs: Any) -> Tensor:
     arguments: tuple[Any, ...] = (*inputs[:-1], None, inputs[-1])
     return _equation(*arguments)
@@ -312,15 +293,6 @@ OBJECTIVE = Objective(
     _equation,
     num_gradients=3,
     title="a margin loss",
-)
-AT_ONCE = Objective(
-    "margin_softmax_at_once",
-    _TENSORS,
-    "float scale_value, margin, bool normalize, bool average, kernel",
-    _margin_softmax_at_once,
-    _equation_at_once,
-    num_gradients=3,
-    registered=False,
 )
 ROWS = Rows(
     "margin_softmax_rows",

@@ -15,7 +15,7 @@ from ssl_fast.ops.cpp.sources import stamp
 
 # DType in csrc/ops.h
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-NO_GRADIENTS: tuple[Tensor | None, ...] = (None,) * 5  # where none is wanted
+NO_GRADIENTS: list[Tensor | None] = [None] * 5  # where none is wanted
 # Like these a scalar is made in half the time that its shape, dtype and device take to read.
 _SCALARS = {
     dtype: torch.empty((), dtype=torch.float64 if dtype == torch.float64 else torch.float32, device="cpu")

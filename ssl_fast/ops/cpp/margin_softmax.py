@@ -70,7 +70,7 @@ def objective(
     row_margins: Tensor | None,  # [2, N]
     hardness: Tensor | None,  # []
     scale: float,
-    margin: tuple[float, float, float],
+    margin: list[float],  # m1, m2, m3
     monotone: bool,
     exact: bool,
     normalize: bool,
