@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from ssl_fast import distributed
@@ -42,6 +43,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "cvrl": {"hidden_dim": 16, "dim": 8, "num_hidden": 1},
 }
 METHODS = tuple(SMALL)
+# One method of each kind; the slow tests take the others at night.
+EVERY_DAY = ("simclr", "moco", "byol", "swav", "dinov2", "clip")
+DAY_AND_NIGHT = [name if name in EVERY_DAY else pytest.param(name, marks=pytest.mark.nightly) for name in METHODS]
 TRANSFORMERS = ("dinov2", "mae")
 OF_VIDEOS = ("cvrl",)
 

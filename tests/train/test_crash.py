@@ -28,7 +28,7 @@ from ssl_fast.train.run import Stage
 from ssl_fast.train.tracking import Tracker
 from ssl_fast.train.trainer import TrainConfig, Trainer
 from tests.train.children import differing, end, start, wait_for
-from tests.train.runs import METHODS, TRANSFORMERS, make_method, pictures, samples
+from tests.train.runs import DAY_AND_NIGHT, EVERY_DAY, METHODS, TRANSFORMERS, make_method, pictures, samples
 
 EPOCHS, STEPS = 3, 5  # 15 steps; a checkpoint every 2 steps and at the end of each epoch
 BATCH, SIDE = 12, 16
@@ -140,7 +140,7 @@ def kill_and_continue(method: str, root: Path, seconds: float) -> int:
 
 def test_the_reference_holds_what_is_to_be_compared(references):
     """Two uninterrupted runs agree, and the comparison covers weights, teacher, queue and optimiser."""
-    for method in METHODS:
+    for method in EVERY_DAY:
         reference, _ = references(method)
         assert reference.state["step"] == reference.result["steps"] == EPOCHS * STEPS
         assert [line["step"] for line in reference.metrics if "loss" in line] == list(range(1, EPOCHS * STEPS + 1))
@@ -164,7 +164,7 @@ def kills(method: str, root: Path, references, count: int) -> None:
     assert any(0 < step < EPOCHS * STEPS for step in reached), f"no kill fell into training: {reached}"
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DAY_AND_NIGHT)
 def test_killed_at_random_moments(method: str, tmp_path: Path, references):
     kills(method, tmp_path, references, 5)
 
@@ -175,7 +175,7 @@ def test_killed_at_many_random_moments(method: str, tmp_path: Path, references):
     kills(method, tmp_path, references, 50)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DAY_AND_NIGHT)
 def test_killed_again_and_again(method: str, tmp_path: Path, references, monkeypatch):
     """Each process dies at one of its first flushes to the disk: in a save, or in the stage's record or metrics."""
     reference, _ = references(method)
@@ -236,7 +236,7 @@ def steps_logged(root: Path) -> int:
     return path.read_bytes().count(b'"loss"') if path.exists() else 0
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DAY_AND_NIGHT)
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_in_mid_step_leaves_a_checkpoint_and_the_exit_code(
     method: str, signum: int, code: int, tmp_path: Path, references
