@@ -98,6 +98,13 @@ def layers(network: nn.Module) -> list[nn.Module]:
     return [m for m in network.modules() if hasattr(m, "weight")]
 
 
+def record_all(name: str, loss: Tensor, expected: Tensor, gradients: dict[str, Tensor], wanted: dict[str, Any]) -> None:
+    """`record` of a loss and of gradients by name, beside the oracle's."""
+    largest = max(float(g.abs().max()) for g in wanted.values())
+    gradient = max(float((gradients[key] - g).abs().max()) for key, g in wanted.items()) / largest
+    record(name, float((loss.detach() / expected.detach() - 1).abs()), gradient)
+
+
 def record(name: str, loss: float, gradient: float) -> None:
     """Writes the two differences into the last cells of the method's row in docs/methods.md, when asked to."""
     if not os.environ.get("SSL_FAST_WRITE_METHODS"):

@@ -14,6 +14,7 @@ from ssl_fast.methods.pretrain.clip import CLIP
 from ssl_fast.models.text import TextConfig
 from ssl_fast.models.towers import load_towers
 from tests.methods.pretrain.open_clip_towers import DIM, differences, example, make, peer
+from tests.methods.pretrain.oracles import record
 from tests.train.runs import make_method, train_losses
 
 TEXT = TextConfig(width=32, layers=2, heads=2, context_length=10, vocab_size=1024)
@@ -24,7 +25,7 @@ def test_a_first_step_is_open_clips() -> None:
 
     method = make(CLIP, TEXT)
     loss, gradient = differences(method, peer(method, math.log(1 / 0.07), None), ClipLoss())
-    print(f"clip | open_clip ClipLoss | {loss:.1e} | {gradient:.1e}")
+    record("clip", loss, gradient)
     assert loss <= 1e-5 and gradient <= 1e-5
 
 

@@ -10,6 +10,7 @@ from ssl_fast import dino_loss
 from ssl_fast.data.views import Batch
 from ssl_fast.methods.pretrain.dino import DINO
 from ssl_fast.models.backbone import BackboneConfig, build_backbone
+from tests.methods.pretrain.oracles import record_all
 
 RESNET = BackboneConfig("resnet18", cifar_stem=True, width=8, depth="1,1,1,1", norm="group")
 VIT = BackboneConfig(
@@ -78,7 +79,9 @@ def test_the_first_step_is_lightlys(backbone: BackboneConfig, norm: str) -> None
     wanted["head.last_layer.weight"] = gradients["last_layer.weight_v"].grad
 
     found = step(method, data, 0.5)
-    torch.testing.assert_close(found.pop("loss"), expected.detach(), rtol=1e-5, atol=0)
+    value = found.pop("loss")
+    record_all("dino", value, expected, found, wanted)
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-5, atol=0)
     assert found.keys() == wanted.keys()
     for name, gradient in found.items():
         assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm() + 1e-8, name

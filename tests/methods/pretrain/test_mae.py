@@ -11,6 +11,7 @@ from ssl_fast.data.views import Batch
 from ssl_fast.methods.pretrain.mae import MAE
 from ssl_fast.models.backbone import BackboneConfig, build_backbone
 from ssl_fast.models.mae_decoder import patchify, sincos_positions
+from tests.methods.pretrain.oracles import record_all
 
 NAMES = {  # ours -> lightly's
     "embed": "decoder_embed", "blocks": "decoder_blocks", "norm": "decoder_norm", "pixels": "decoder_pred",
@@ -69,6 +70,7 @@ def test_loss_and_gradients_are_lightlys() -> None:
     losses["loss"].backward()
     got = {name: p.grad.reshape(-1) for name, p in method.named_parameters() if p.grad is not None}
     assert got.keys() == gradients.keys() and len(got) > 80
+    record_all("mae", losses["loss"], expected, got, gradients)
     assert abs(losses["loss"] - expected) <= 1e-5 * expected
     largest = max(g.abs().max() for g in gradients.values())
     for name, gradient in gradients.items():

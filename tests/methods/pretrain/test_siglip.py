@@ -9,6 +9,7 @@ pytest.importorskip("open_clip")
 from ssl_fast.methods.pretrain.siglip import SigLIP
 from ssl_fast.models.text import TextConfig
 from tests.methods.pretrain.open_clip_towers import differences, example, make, peer
+from tests.methods.pretrain.oracles import record
 from tests.train.runs import make_method, train_losses
 
 TEXT = TextConfig(width=32, layers=2, heads=2, context_length=10, vocab_size=1024, causal=False, pool="last")
@@ -19,7 +20,7 @@ def test_a_first_step_is_open_clips() -> None:
 
     method = make(SigLIP, TEXT)
     loss, gradient = differences(method, peer(method, math.log(10), -10.0), SigLipLoss())
-    print(f"siglip | open_clip SigLipLoss | {loss:.1e} | {gradient:.1e}")
+    record("siglip", loss, gradient)
     assert loss <= 1e-5 and gradient <= 1e-5
 
 
