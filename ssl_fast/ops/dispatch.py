@@ -71,10 +71,10 @@ def choose(op: str, impl: str, *tensors: Tensor) -> ModuleType:
     if impl == "auto":
         # is_cpu is quicker than the name of a device
         for name in _candidates(op, "cpu" if not tensors or tensors[0].is_cpu else tensors[0].device.type):
-            found = _usable(op, name, tensors)
-            if not isinstance(found, str):
+            module = _load(op, name)
+            if not isinstance(module, str) and module.unavailable(*tensors) is None:
                 _taken[op] = name
-                return found
+                return module
     check_impl(op, impl)
     found = _usable(op, impl, tensors)
     if isinstance(found, str):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_fast.ops.cpp import barlow_twins, byol, vicreg
+from ssl_fast.ops.cpp import barlow_twins, byol, module, vicreg
 from ssl_fast.ops.reference import barlow_twins as plain_barlow
 from ssl_fast.ops.reference import byol as plain_byol
 from ssl_fast.ops.reference import vicreg as plain_vicreg
@@ -89,3 +89,21 @@ def test_bits_do_not_depend_on_the_threads(isa: str) -> None:
             torch.set_num_threads(number)
             assert all(a is b or torch.equal(a, b) for a, b in zip(alone, run(), strict=True))
         torch.set_num_threads(threads)
+
+
+class Addressed:
+    """A tensor of a torch without DLPack's C exchange API, as far as the kernels ask."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.data_ptr = tensor.data_ptr
+
+
+def test_kernels_take_tensors_numbers_and_what_has_an_address() -> None:
+    p, z = views(5, 7, torch.float32)
+    expected, _ = byol.forward(p, z, True, False)
+    for wrap in (Addressed, lambda tensor: tensor.data_ptr(), lambda tensor: torch.stack((tensor, tensor))[1]):
+        found = torch.zeros(5)
+        module().byol_forward(wrap(p), 0, wrap(z), 0, 5, 7, True, found, None, 1)
+        assert torch.equal(found, expected)
+    with pytest.raises((TypeError, AttributeError)):
+        module().byol_forward("p", 0, z, 0, 5, 7, True, found, None, 1)
