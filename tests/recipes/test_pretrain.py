@@ -52,7 +52,7 @@ def test_from_images_to_a_backbone_and_its_scores(tmp_path: Path, run_recipe: Ca
 
 
 MISTAKES = {
-    "method=simcrl": ["method: no 'simcrl'; did you mean 'simclr'?", "moco"],
+    "method=simcrl": ["method: no 'simcrl'; did you mean 'simclr'", "moco"],
     "train.epohcs=3": ["no setting 'train.epohcs'; did you mean 'train.epochs'"],
     "+train.epohcs=3": ["no setting 'train.epohcs'; did you mean 'train.epochs'"],
     "train.epochs=many": ["train.epochs: Value 'many'"],
