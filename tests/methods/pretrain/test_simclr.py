@@ -36,3 +36,18 @@ def test_the_loss_is_nt_xent_or_its_decoupled_form() -> None:
         found[decoupled] = method.loss(z, batch, 0.0)["loss"]
         torch.testing.assert_close(found[decoupled], loss(z["z1"], z["z2"], temperature=0.2))
     assert found[True] < found[False]  # one term fewer in each denominator
+
+
+def test_more_views_than_two() -> None:
+    config = SimCLR.Config(num_views=3, hidden_dim=16, dim=8)
+    assert len(SimCLR.views(config)) == 3
+    torch.manual_seed(0)
+    method = SimCLR(config, build_backbone(BackboneConfig("resnet18", width=8, depth="1,1,1,1")))
+    batch = Batch(tuple(torch.randn(3, 6, 3, 16, 16)), None, torch.arange(6))
+    z = method.embed(batch)
+    torch.testing.assert_close(method.loss(z, batch, 0.0)["loss"], nt_xent(z["z1"], z["z2"], z["z3"]))
+    method.config.decoupled = True
+    pairs = [dcl(z[a], z[b]) for a, b in (("z1", "z2"), ("z1", "z3"), ("z2", "z3"))]
+    torch.testing.assert_close(method.loss(z, batch, 0.0)["loss"], sum(pairs) / 3)
+    with pytest.raises(ValueError, match="num_views: expected 2 or more, got 1"):
+        SimCLR.views(SimCLR.Config(num_views=1))
