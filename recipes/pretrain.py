@@ -2,7 +2,6 @@
 
     python recipes/pretrain.py +preset=photo_patches
     python recipes/pretrain.py method=moco data=arrays data.path=cifar10.npz backbone.cifar_stem=true train.epochs=50
-    python recipes/pretrain.py method=cvrl data=video_folder data.root=videos backbone.name=r3d_18
     torchrun --nproc-per-node 8 recipes/pretrain.py data=image_folder data.root=images train.batch_size=4096
 
 Reads a data set. Writes backbone.safetensors + backbone.json, neighbours.png and result.json into runs/<run>/pretrain,
@@ -106,7 +105,9 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Path], stage: Stage) -> t
     kinds["learned"] = pair(method.backbone, train_set, test_set, eval_view)
     save_backbone(stage.path, method.backbone, asdict(eval_view))
     products = ["backbone.safetensors", "backbone.json", "neighbours.png", *method.save(stage.path)]
-    save_picture(stage.path / "neighbours.png", train_set, test_set, kinds)
+    queries = torch.linspace(0, len(test_set) - 1, 12).long().tolist()
+    shown = {name.replace("_", " "): found for name, found in kinds.items() if found}
+    save_neighbours(stage.path / "neighbours.png", train_set, test_set, shown, queries)
     protocol = knn_protocol(config.knn, "backbone feature h") | {"split": config.evaluate}
     result = {**knn_scores(kinds, config.knn), **figures, "engine": loader.engine, "knn_protocol": protocol}
     return result, products
@@ -136,12 +137,6 @@ def knn_scores(kinds: dict[str, Pair | None], knn: KNNConfig) -> dict[str, float
             train, test = found
             scores[key] = knn_accuracy(train.h, train.labels, test.h, test.labels, knn.k, knn.temperature)["top1"]
     return scores
-
-
-def save_picture(path: Path, train_set: Any, test_set: Any, kinds: dict[str, Pair | None]) -> None:
-    queries = torch.linspace(0, len(test_set) - 1, 12).long().tolist()
-    shown = {name.replace("_", " "): found for name, found in kinds.items() if found}
-    save_neighbours(path, train_set, test_set, shown, queries)
 
 
 def main(config: PretrainConfig) -> None:
