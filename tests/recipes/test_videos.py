@@ -73,6 +73,7 @@ def test_finetune(videos: Path, pretrained: Any, run_recipe: Any) -> None:
     assert 0 <= result["top1"] <= 1 and protocol["num_images"] == 6 and protocol["view"]["clips"] == 2
 
 
+@pytest.mark.nightly
 def test_a_3d_network_and_a_method_of_images(videos: Path, run_recipe: Any) -> None:
     network = ("backbone.name=r3d_18", 'backbone.depth="1,1,1,1"', "train.batch_size=4", "train.epochs=1")
     result = run_recipe("pretrain", *METHOD, *network, *LOADING, "eval_clips=1", "run=r3d", folder=videos)

@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["clip", "siglip"])
+@pytest.mark.parametrize("method", ["clip", pytest.param("siglip", marks=pytest.mark.nightly)])
 def test_classes_by_their_names(folder: Path, run_recipe: Any, method: str) -> None:
     data = ["data=image_folder", "data.root=images", "data.captions=classes", "data.test_fraction=0.25"]
     trained = run_recipe("pretrain", f"method={method}", *data, "knn.k=3", f"run={method}", *TINY, folder=folder)
