@@ -225,9 +225,7 @@ void margin_loss(Address x,  // [N, D]
                  Address dscale,   // [] or 0
                  int threads);
 
-// --- Multi-tensor updates (csrc/{cpu,cuda}/{multi_tensor,gradients,sam,lamb}) ---
-// --- Pairs of two towers, image i with text i, both [M, D]; R = end - begin of them are wanted. Equations: the .cpp
-// ---
+// --- Two towers: image i with text i, both [M, D]; R = end - begin of them are wanted. Equations: the .cpp ---
 
 // CLIP's loss and log of the whole normaliser, image to text and (sides = 2) text to image.
 void clip_loss_forward(Address image, Address text, int dtype, int64_t M, int64_t D, int64_t begin, int64_t end,
@@ -277,7 +275,7 @@ void siglip_loss(Address image, Address text, int dtype, int64_t M, int64_t D, d
                  Address dbias,    // [] or 0
                  int threads);
 
-// --- Multi-tensor updates (csrc/cpu/multi_tensor.cpp, csrc/cuda/multi_tensor.cu) ---
+// --- Multi-tensor updates (csrc/{cpu,cuda}/{multi_tensor,gradients,sam,lamb}) ---
 // All tensors of a list in one call. Tensor i is flat memory of sizes[i] elements, and the tensors i of all lists are
 // laid out alike. Equations: ssl_fast/ops/<the same name>.py. dtype: a DType, the same for all tensors of a list.
 

@@ -7,13 +7,13 @@ with C the cross-correlation of z1 and z2 over the whole batch.
 Reference: Zbontar et al. 2021, arXiv:2103.03230 (Eq. 1 and 2; section 2.2 for the hyper-parameters).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from ssl_fast.data.view_presets import byol
 from ssl_fast.data.views import Batch, View
+from ssl_fast.methods.asymmetric_views import AsymmetricViews
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone
 from ssl_fast.models.heads import mlp
@@ -22,7 +22,7 @@ from ssl_fast.optim.config import OptimizerConfig
 
 
 @dataclass
-class BarlowTwinsConfig:
+class BarlowTwinsConfig(AsymmetricViews):
     """Defaults: ImageNet, 1,000 epochs, batch 2,048 (section 2.2), and BYOL's views."""
 
     name: str = "barlow_twins"
@@ -32,9 +32,6 @@ class BarlowTwinsConfig:
     norm: str = "batch"
     # rates of 0.2 for weights and 0.0048 for biases and norms, which LARS does not adapt (section 2.2)
     bias_lr_scale: float = 0.024
-    view: View = field(default_factory=lambda: byol()[0])
-    view2_blur: float = field(default_factory=lambda: byol()[1].blur)
-    view2_solarize: float = field(default_factory=lambda: byol()[1].solarize)
     optimizer: OptimizerConfig = field(
         # final_lr: "reduced by a factor of 1000"; weight decay: the authors' code (the paper has 1.5e-6)
         default_factory=lambda: OptimizerConfig(
@@ -59,7 +56,7 @@ class BarlowTwins(Method):
 
     @staticmethod
     def views(config: BarlowTwinsConfig) -> tuple[View, ...]:
-        return (config.view, replace(config.view, name="view2", blur=config.view2_blur, solarize=config.view2_solarize))
+        return config.two_views()
 
     def group_options(self, name: str, parameter: nn.Parameter) -> dict[str, Any]:
         return {"lr_scale": self.config.bias_lr_scale} if parameter.ndim == 1 else {}

@@ -6,13 +6,13 @@ Reference: Grill et al. 2020, arXiv:2006.07733 (Eq. 2 and the symmetrised loss b
 hyper-parameters, table 6 for the views). Much public code halves the sum, which matters to optimisers other than LARS.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from ssl_fast.data.view_presets import byol
 from ssl_fast.data.views import Batch, View
+from ssl_fast.methods.asymmetric_views import AsymmetricViews
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone
 from ssl_fast.models.heads import mlp
@@ -23,7 +23,7 @@ from ssl_fast.optim.schedule import cosine_momentum
 
 
 @dataclass
-class BYOLConfig:
+class BYOLConfig(AsymmetricViews):
     """Defaults: ImageNet, 1,000 epochs, batch 4,096 (section 3.3)."""
 
     name: str = "byol"
@@ -31,9 +31,6 @@ class BYOLConfig:
     hidden_dim: int = 4096
     dim: int = 256
     norm: str = "batch"
-    view: View = field(default_factory=lambda: byol()[0])
-    view2_blur: float = field(default_factory=lambda: byol()[1].blur)  # where the second view differs from the first
-    view2_solarize: float = field(default_factory=lambda: byol()[1].solarize)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(name="lars", lr=0.2, weight_decay=1.5e-6, warmup_epochs=10)
     )
@@ -53,7 +50,7 @@ class BYOL(Method):
 
     @staticmethod
     def views(config: BYOLConfig) -> tuple[View, ...]:
-        return (config.view, replace(config.view, name="view2", blur=config.view2_blur, solarize=config.view2_solarize))
+        return config.two_views()
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         z = self.through(self.projector, self.through(self.backbone, batch.views))

@@ -8,10 +8,11 @@ one crop, flip and colour. Backbones: torchvision's 3-D ResNets, or an image net
 Reference: Qian et al. 2021, arXiv:2008.03800 (section 3.1 for the loss, 3.2 for the distance, 3.3 for the views).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ssl_fast.data.view_presets import cvrl
 from ssl_fast.data.views import View
+from ssl_fast.methods.asymmetric_views import AsymmetricViews
 from ssl_fast.methods.pretrain.simclr import SimCLR, SimCLRConfig
 from ssl_fast.models.backbone import Backbone
 from ssl_fast.models.heads import mlp
@@ -19,14 +20,12 @@ from ssl_fast.optim.config import OptimizerConfig
 
 
 @dataclass
-class CVRLConfig(SimCLRConfig):
+class CVRLConfig(AsymmetricViews, SimCLRConfig):
     """Defaults: Kinetics, batch 1,024 (section 4.1); layers of the projector from the authors' code."""
 
     name: str = "cvrl"
     num_hidden: int = 3  # hidden layers of the projector
     view: View = field(default_factory=lambda: cvrl()[0])
-    view2_blur: float = field(default_factory=lambda: cvrl()[1].blur)  # where the second view differs from the first
-    view2_solarize: float = field(default_factory=lambda: cvrl()[1].solarize)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(name="sgd", lr=0.08, momentum=0.9, weight_decay=1e-6, warmup_epochs=5)
     )
@@ -46,5 +45,6 @@ class CVRL(SimCLR):
     @staticmethod
     def views(config: SimCLRConfig) -> tuple[View, ...]:
         assert isinstance(config, CVRLConfig)
-        second = replace(config.view, name="clip2", blur=config.view2_blur, solarize=config.view2_solarize)
-        return (config.view, second)
+        if config.num_views != 2:
+            raise ValueError(f"method.num_views: expected 2 clips of a video, got {config.num_views}")
+        return config.two_views()

@@ -14,14 +14,14 @@ gradients are clipped together (`train.clip_grad_norm`), not each parameter's by
 normalisation follows has no bias.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ssl_fast.data.view_presets import dino
 from ssl_fast.data.views import Batch, View
+from ssl_fast.methods.asymmetric_views import MultiCrop
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone
 from ssl_fast.models.heads import DINOHead
@@ -35,7 +35,7 @@ CENTERINGS = ("mean", "sinkhorn")
 
 
 @dataclass
-class DINOConfig:
+class DINOConfig(MultiCrop):
     """Defaults: ViT on ImageNet, 2 x 224 + 8 x 96 pixels (section 3.2, appendix C); shares are of 100 epochs."""
 
     name: str = "dino"
@@ -52,13 +52,6 @@ class DINOConfig:
     hidden_dim: int = 2048
     bottleneck_dim: int = 256
     norm: str = "none"  # the head's
-    num_local: int = 8
-    local_size: int = 0  # pixels; 0: 3/7 of the global views'
-    local_scale: tuple[float, float] = field(default_factory=lambda: dino()[-1].crop_scale)
-    local_blur: float = field(default_factory=lambda: dino()[-1].blur)
-    view: View = field(default_factory=lambda: dino()[0])
-    view2_blur: float = field(default_factory=lambda: dino()[1].blur)  # where the second global view differs
-    view2_solarize: float = field(default_factory=lambda: dino()[1].solarize)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             name="adamw", lr=0.0005, final_lr=0.002, weight_decay=0.04, final_weight_decay=0.4, warmup_epochs=10
@@ -94,11 +87,7 @@ class DINO(Method):
 
     @staticmethod
     def views(config: DINOConfig) -> tuple[View, ...]:
-        first = replace(config.view, name="global1")
-        second = replace(first, name="global2", blur=config.view2_blur, solarize=config.view2_solarize)
-        size = config.local_size or config.view.size * 3 // 7
-        local = replace(first, name="local", size=size, crop_scale=config.local_scale, blur=config.local_blur)
-        return (first, second) + (local,) * config.num_local
+        return config.crops()
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         rows = self.through(self.head, self.through(self.backbone, batch.views))

@@ -8,7 +8,7 @@ Reference: Oquab et al. 2023, arXiv:2304.07193 (section 4); Caron et al. 2021, "
 """
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ssl_fast.data.view_presets import dinov2
 from ssl_fast.data.views import Batch, View
+from ssl_fast.methods.asymmetric_views import MultiCrop
 from ssl_fast.methods.base import Method
 from ssl_fast.methods.masks import block_masks
 from ssl_fast.models.backbone import Backbone
@@ -32,7 +33,7 @@ HEADS = ("dino_head", "ibot_head")
 
 
 @dataclass
-class DINOv2Config:
+class DINOv2Config(MultiCrop):
     """Defaults: the authors' short ImageNet run of 100 epochs; heads and assignments of their large runs."""
 
     name: str = "dinov2"
@@ -57,12 +58,7 @@ class DINOv2Config:
     layer_decay: float = 0.9  # of the learning rate, from each block to the one before
     patch_embed_lr: float = 0.2
     view: View = field(default_factory=lambda: dinov2()[0])
-    view2_blur: float = field(default_factory=lambda: dinov2()[1].blur)  # where the second global crop differs
-    view2_solarize: float = field(default_factory=lambda: dinov2()[1].solarize)
-    num_local: int = 8
-    local_size: int = 0  # pixels; 0: 3/7 of the global crops'
     local_scale: tuple[float, float] = field(default_factory=lambda: dinov2()[2].crop_scale)
-    local_blur: float = field(default_factory=lambda: dinov2()[2].blur)
     optimizer: OptimizerConfig = field(  # lr: 0.004 at batch 1,024, by the square root; final_weight_decay: large runs'
         default_factory=lambda: OptimizerConfig(
             name="adamw", lr=0.002, lr_scaling="sqrt", weight_decay=0.04, final_weight_decay=0.2, warmup_epochs=10
@@ -118,11 +114,7 @@ class DINOv2(Method):
 
     @staticmethod
     def views(config: DINOv2Config) -> tuple[View, ...]:
-        first = replace(config.view, name="global1")
-        second = replace(config.view, name="global2", blur=config.view2_blur, solarize=config.view2_solarize)
-        size = config.local_size or config.view.size * 3 // 7
-        local = replace(first, name="local", size=size, crop_scale=config.local_scale, blur=config.local_blur)
-        return (first, second) + (local,) * config.num_local
+        return config.crops()
 
     def group_options(self, name: str, parameter: nn.Parameter) -> dict[str, Any]:
         scale = self.config.layer_decay ** layers_above(name, self.depth)

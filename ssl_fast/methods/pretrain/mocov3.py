@@ -7,7 +7,7 @@ with q = predictor(projector(backbone(view))) and k = teacher(view), a moving av
 Reference: Chen et al. 2021, arXiv:2104.02057 (Algorithm 1; section 4.1; section 4.3 for the fixed patch projection).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ssl_fast.data.view_presets import moco_v3
 from ssl_fast.data.views import Batch, View
+from ssl_fast.methods.asymmetric_views import AsymmetricViews
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone
 from ssl_fast.models.heads import mlp
@@ -25,7 +26,7 @@ from ssl_fast.optim.schedule import cosine_momentum
 
 
 @dataclass
-class MoCoV3Config:
+class MoCoV3Config(AsymmetricViews):
     """Defaults: ViTs on ImageNet, batch 4,096, 300 epochs (section 4.1).
 
     The authors' settings of ResNet-50 are in the preset `mocov3_imagenet_resnet50`.
@@ -40,8 +41,6 @@ class MoCoV3Config:
     dim: int = 256
     norm: str = "batch"
     view: View = field(default_factory=lambda: moco_v3()[0])
-    view2_blur: float = field(default_factory=lambda: moco_v3()[1].blur)
-    view2_solarize: float = field(default_factory=lambda: moco_v3()[1].solarize)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(name="adamw", lr=1.5e-4, weight_decay=0.1, warmup_epochs=40)
     )
@@ -74,7 +73,7 @@ class MoCoV3(Method):
 
     @staticmethod
     def views(config: MoCoV3Config) -> tuple[View, ...]:
-        return (config.view, replace(config.view, name="view2", blur=config.view2_blur, solarize=config.view2_solarize))
+        return config.two_views()
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         z = self.through(self.projector, self.through(self.backbone, batch.views))

@@ -7,12 +7,12 @@ with the invariance s, variance v and covariance c of `ssl_fast.ops.vicreg`; the
 Reference: Bardes et al. 2022, arXiv:2105.04906 (Eq. 1 to 6; section 4.2 and appendix C for the hyper-parameters).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ssl_fast.data.view_presets import vicreg as vicreg_views
 from ssl_fast.data.views import Batch, View
+from ssl_fast.methods.asymmetric_views import AsymmetricViews
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone
 from ssl_fast.models.heads import mlp
@@ -21,7 +21,7 @@ from ssl_fast.optim.config import OptimizerConfig
 
 
 @dataclass
-class VICRegConfig:
+class VICRegConfig(AsymmetricViews):
     """Defaults: ImageNet, 1,000 epochs, batch 2,048 (section 4.2)."""
 
     name: str = "vicreg"
@@ -31,9 +31,6 @@ class VICRegConfig:
     hidden_dim: int = 8192
     dim: int = 8192
     norm: str = "batch"
-    view: View = field(default_factory=lambda: vicreg_views()[0])
-    view2_blur: float = field(default_factory=lambda: vicreg_views()[1].blur)
-    view2_solarize: float = field(default_factory=lambda: vicreg_views()[1].solarize)
     optimizer: OptimizerConfig = field(
         # final_lr: the authors' code (the paper's final rate of 0.002 is nearly the same)
         default_factory=lambda: OptimizerConfig(
@@ -56,7 +53,7 @@ class VICReg(Method):
 
     @staticmethod
     def views(config: VICRegConfig) -> tuple[View, ...]:
-        return (config.view, replace(config.view, name="view2", blur=config.view2_blur, solarize=config.view2_solarize))
+        return config.two_views()
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         z1, z2 = self.through(self.projector, self.through(self.backbone, batch.views))

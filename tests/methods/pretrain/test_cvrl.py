@@ -71,6 +71,11 @@ def test_the_loss_and_its_gradients_are_the_papers(oracle: Any) -> None:
     record("cvrl", float(abs(found["ours"][0] / found["theirs"][0] - 1)), float(max(differences)) / largest)
 
 
+def test_more_views_than_two_clips_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_views: expected 2 clips of a video, got 4"):
+        CVRL.views(CVRL.Config(num_views=4))
+
+
 def test_clips_that_all_agree() -> None:
     """By hand: every similarity is 1, so the loss is log(2 N - 1)."""
     z = torch.ones(5, 8)
