@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# The files of tests are spread over processes of one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f)
 
 .PHONY: install pretrain test test-nightly check bench
@@ -23,10 +25,10 @@ pretrain: install
 	$(BIN)/python recipes/pretrain.py +preset=photo_patches
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(PYTEST)
 
 test-nightly: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly
+	$(PYTEST) -m nightly
 
 check: install
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 METHODS = tuple(SMALL)
 # One method of each kind; the slow tests take the others at night.
-EVERY_DAY = ("simclr", "moco", "dinov2", "clip")
+EVERY_DAY = ("simclr", "moco", "dinov2")
 DAY_AND_NIGHT = [name if name in EVERY_DAY else pytest.param(name, marks=pytest.mark.nightly) for name in METHODS]
 TRANSFORMERS = ("dinov2", "mae")
 OF_VIDEOS = ("cvrl",)
