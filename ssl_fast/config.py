@@ -85,6 +85,8 @@ def launch(
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints its own report and exits with 1
     _register(schema, groups, presets)
+    asked = not {"-h", "--help"}.isdisjoint(sys.argv[1:])
+    chosen = [word for word in sys.argv[1:] if not word.startswith("-")]
     sys.argv[1:] = sys.argv[1:] + _QUIET
 
     wrong: list[Exception] = []  # Hydra adds a line of its own to what it sees raised
@@ -101,9 +103,10 @@ def launch(
             wrong.append(error)
 
     try:
-        entry()
-        if not begun:
-            sys.stdout.flush()  # all of --help has found its reader, or none is left
+        if asked:
+            print(_help(str(main.__globals__["__doc__"]), chosen, schema, groups, presets), flush=True)
+        else:
+            entry()
     except BrokenPipeError:
         if begun:
             raise
@@ -125,6 +128,26 @@ def _register(schema: type, groups: Mapping[str, Mapping[str, type]], presets: P
             store.store(group=group, name=name, node=node)
     for file in sorted(presets.glob("*.yaml")) if presets else ():
         store.store(group="preset", name=file.stem, node=OmegaConf.load(file), package="_global_")
+
+
+def _help(
+    text: str, chosen: list[str], schema: type, groups: Mapping[str, Mapping[str, type]], presets: Path | None
+) -> str:
+    """What the recipe does, the options of its groups, and all settings as `chosen` words make them.
+
+    Hydra's own copies the whole store for each preset, which took half a minute.
+    """
+    import hydra
+    from omegaconf import OmegaConf
+
+    with hydra.initialize(config_path=None, version_base="1.3"):
+        config = hydra.compose(schema.__name__, chosen)
+    options = {group: list(known) for group, known in groups.items()}
+    if presets:
+        options["+preset"] = sorted(file.stem for file in presets.glob("*.yaml"))
+    choices = "\n".join(f"{group}: {', '.join(known)}" for group, known in options.items())
+    settings = OmegaConf.to_yaml(config)
+    return f"{text}\nChoices, as group=option:\n\n{choices}\n\nSettings, as key.inner=value:\n\n{settings}"
 
 
 def _refuse_additions(config: Any, schema: type, groups: Mapping[str, Mapping[str, type]]) -> None:

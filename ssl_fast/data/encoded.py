@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ssl_fast.data.bands import UnreadableError
 from ssl_fast.data.cache import cache_folder
 from ssl_fast.data.dataset import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD, Dataset, Image
-from ssl_fast.data.decode import Limits, decode
+from ssl_fast.data.decode import Limits, decode, read_bytes
 from ssl_fast.data.decoded import DecodedCache
 from ssl_fast.data.parts import PartsConfig
 from ssl_fast.data.quarantine import Quarantine
@@ -144,3 +144,13 @@ class EncodedDataset(Dataset):
             except UnreadableError as refusal:
                 self.quarantine.add([(self.names[candidate], str(refusal))])
         raise ValueError("data: no image of this split can be decoded any more")
+
+
+class FileDataset(EncodedDataset):
+    """A data set whose `names` are files under `root`."""
+
+    root: Path
+
+    def encoded(self, i: int) -> bytes:
+        """The file's content."""
+        return read_bytes(self.root / self.names[i], self.limits)

@@ -72,17 +72,18 @@ def scan(root: Path, limits: Limits, full: bool, threads: int = 0, channels: int
     names = find_files(root, extensions)
     if not names:
         raise ValueError(f"data.root: no images found under {root} (looked for {', '.join(extensions)})")
-    stamps = stamps_of(root, names)
-    return look(
-        names,
-        stamps,
-        lambda i: read_bytes(root / names[i], limits),
-        limits,
-        full,
-        channels,
-        f"data.root: {root}",
-        threads,
-    )
+    return look_at_files(root, names, limits, full, channels, f"data.root: {root}", threads)
+
+
+def look_at_files(
+    root: Path, names: Sequence[str], limits: Limits, full: bool, channels: int, place: str, threads: int = 0
+) -> Scan:
+    """`look` at files by their names under `root`; sizes and times tell that their content changed."""
+
+    def content(i: int) -> bytes:
+        return read_bytes(root / names[i], limits)
+
+    return look(names, stamps_of(root, names), content, limits, full, channels, place, threads)
 
 
 def stamps_of(root: Path, names: Sequence[str]) -> str:

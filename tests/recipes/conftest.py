@@ -1,9 +1,6 @@
 """What the tests of the recipes share: a finished pretrain stage, and a way to run a recipe as a user does."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +14,7 @@ from ssl_fast.data.datasets import open_dataset
 from ssl_fast.data.datasets.photo_patches import PhotoPatches
 from ssl_fast.data.views import View
 from ssl_fast.models.backbone import BackboneConfig, build_backbone, save_backbone
+from tests.recipes.forked import run_script
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -48,14 +46,6 @@ def run_recipe() -> Callable[..., Any]:
 
 
 def _run_recipe(name: str, *settings: str, folder: Path, code: int = 0) -> Any:
-    done = subprocess.run(
-        [sys.executable, str(RECIPES / f"{name}.py"), *settings],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_script(RECIPES / f"{name}.py", *settings, folder=folder)
     assert done.returncode == code, done.stderr
     return done.stderr.splitlines()[-1] if code else json.loads(done.stdout.splitlines()[-1])

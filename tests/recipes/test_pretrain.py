@@ -15,6 +15,7 @@ import pytest
 from ssl_fast import config as command_line
 from ssl_fast.config import classes_in
 from ssl_fast.train.inputs import data_options
+from tests.recipes.forked import run_script
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "pretrain.py"
 PRESETS = RECIPE.parent / "presets" / "pretrain"
@@ -22,17 +23,8 @@ TINY = ["data.num_train=320", "data.num_val=160", "data.num_test=160", "data.wor
 TINY += ["backbone.width=8", 'backbone.depth="1,1,1,1"', "train.batch_size=64", "train.epochs=2"]
 
 
-def start(*settings: str, folder: Path, ranks: int = 0) -> subprocess.CompletedProcess[str]:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
-    return subprocess.run(
-        [sys.executable, *torchrun, str(RECIPE), *settings],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def start(*settings: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return run_script(RECIPE, *settings, folder=folder)
 
 
 def test_from_images_to_a_backbone_and_its_scores(tmp_path: Path, run_recipe: Callable[..., Any]) -> None:
@@ -77,6 +69,15 @@ def test_a_mistake_ends_in_one_sentence(tmp_path: Path, settings: str) -> None:
     assert all(part in said[0] for part in MISTAKES[settings])
 
 
+def test_help_shows_choices_and_the_settings_that_follow_from_them(tmp_path: Path) -> None:
+    done = start("method=moco", "--help", folder=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("Stage 1, pretrain: ")
+    assert "\nmethod: barlow_twins, byol, " in done.stdout and "\n+preset: barlow_twins_cifar10, " in done.stdout
+    assert "\nmethod:\n  name: moco\n" in done.stdout and "\n  queue_size: " in done.stdout
+    wrong = start("method=simcrl", "--help", folder=tmp_path)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: method: no 'simcrl'")
+
+
 def test_help_ends_quietly_when_its_reader_has_left() -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -86,7 +87,9 @@ def test_help_ends_quietly_when_its_reader_has_left() -> None:
 
 
 def test_under_torchrun_the_sentence_is_said_once(tmp_path: Path) -> None:
-    done = start("method=simcrl", folder=tmp_path, ranks=2)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, str(RECIPE), "method=simcrl"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode != 0
     assert done.stderr.count("error: method: no 'simcrl'") == 1
 

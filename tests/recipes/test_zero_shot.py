@@ -20,8 +20,8 @@ TINY = [
     "method.text.width=32",
 ]
 TINY += ["method.text.layers=1", "method.text.heads=2", "method.text.context_length=12", "method.text.vocab_size=1024"]
-TINY += ["method.optimizer.lr=3e-3", "method.optimizer.warmup_epochs=0", "train.batch_size=16", "train.device=cpu"]
-TINY += ["train.epochs=60", "train.monitor_every=0", "data.workers=0"]
+TINY += ["method.optimizer.lr=6e-3", "method.optimizer.warmup_epochs=0", "train.batch_size=16", "train.device=cpu"]
+TINY += ["train.epochs=25", "train.monitor_every=0", "data.workers=0"]
 
 
 @pytest.fixture(scope="module")

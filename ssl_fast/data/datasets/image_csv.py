@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from ssl_fast.data.dataset import Labels
-from ssl_fast.data.decode import read_bytes
-from ssl_fast.data.encoded import EncodedConfig, EncodedDataset
+from ssl_fast.data.encoded import EncodedConfig, FileDataset
 from ssl_fast.data.parts import PARTS, chosen_rows, splits_of
-from ssl_fast.data.scan import look, stamps_of
+from ssl_fast.data.scan import look_at_files
 from ssl_fast.data.tables import Row, class_numbers, columns_of_classes, read_table, several_classes
 
 
-class ImageCSV(EncodedDataset):
+class ImageCSV(FileDataset):
     """The files of a table's rows, in the table's order.
 
     The headers of all files are looked at when the table is first opened (verdicts are cached): a missing file, or one
@@ -50,15 +49,7 @@ class ImageCSV(EncodedDataset):
         self.root = Path(config.root or Path(config.path).parent)
         self._prepare(config, config.path)
         names = sorted({row[config.column] for row in table})
-        found = look(
-            names,
-            stamps_of(self.root, names),
-            lambda i: read_bytes(self.root / names[i], self.limits),
-            self.limits,
-            False,
-            self.channels,
-            f"data.path: {config.path}",
-        )
+        found = look_at_files(self.root, names, self.limits, False, self.channels, f"data.path: {config.path}")
         self._record(found.refused, len(names))
         sizes = dict(zip(found.names, found.sizes, strict=True))
         labels, self.classes = _labels(table, config)  # of the whole table, so that every split numbers classes alike
@@ -78,10 +69,6 @@ class ImageCSV(EncodedDataset):
             return splits_of(config, [])
         found = {_split_of(row, config) for row in _rows(config)}
         return (*(name for name in PARTS if name in found), "all")
-
-    def encoded(self, i: int) -> bytes:
-        """The file's content."""
-        return read_bytes(self.root / self.names[i], self.limits)
 
 
 def _columns(text: str) -> list[str]:

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_fast.data.decode import read_bytes
-from ssl_fast.data.encoded import EncodedConfig, EncodedDataset
+from ssl_fast.data.encoded import EncodedConfig, FileDataset
 from ssl_fast.data.parts import PARTS, chosen_rows, folder_classes, part_rows, splits_of
 from ssl_fast.data.scan import scan
 
 
-class ImageFolder(EncodedDataset):
+class ImageFolder(FileDataset):
     """The image files under `root`, sorted by name.
 
     Splits: `root/train` makes `root/{train,val,test}` the splits (without test, val is the test set). Otherwise all
@@ -59,10 +58,6 @@ class ImageFolder(EncodedDataset):
     def splits(config: Any) -> tuple[str, ...]:
         """The splits of the folder with this config."""
         return splits_of(config, [name for name in PARTS if (_root(config) / name).is_dir()])
-
-    def encoded(self, i: int) -> bytes:
-        """The file's content."""
-        return read_bytes(self.root / self.names[i], self.limits)
 
 
 def _root(config: Any) -> Path:

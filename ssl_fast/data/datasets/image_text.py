@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 
 from ssl_fast.data.captions import texts_of
-from ssl_fast.data.decode import read_bytes
-from ssl_fast.data.encoded import EncodedConfig, EncodedDataset
+from ssl_fast.data.encoded import EncodedConfig, FileDataset
 from ssl_fast.data.parts import PARTS, chosen_rows, splits_of
-from ssl_fast.data.scan import look, stamps_of
+from ssl_fast.data.scan import look_at_files
 from ssl_fast.data.splits import Rows
 from ssl_fast.data.tables import read_table
 
 _NO_TEXT = "no caption"
 
 
-class ImageText(EncodedDataset):
+class ImageText(FileDataset):
     """A sample is an image, with the captions of all its rows; in the order in which images are first named.
 
     The headers of all files are looked at when the table is first opened (verdicts are cached): a missing file, or one
@@ -53,15 +52,7 @@ class ImageText(EncodedDataset):
         names = [name for name, texts in captions.items() if texts]
         if not names:
             raise ValueError(f"data.caption_column: no image of {config.path} has a caption")
-        found = look(
-            names,
-            stamps_of(self.root, names),
-            lambda i: read_bytes(self.root / names[i], self.limits),
-            self.limits,
-            False,
-            self.channels,
-            f"data.path: {config.path}",
-        )
+        found = look_at_files(self.root, names, self.limits, False, self.channels, f"data.path: {config.path}")
         self._record(found.refused + [(name, _NO_TEXT) for name, texts in captions.items() if not texts], len(captions))
         rows = _rows(found.names, splits, split, config)
         if not len(rows):
@@ -77,10 +68,6 @@ class ImageText(EncodedDataset):
             return splits_of(config, [])
         named = set(_read(config)[1].values())
         return (*(name for name in PARTS if name in named), "all")
-
-    def encoded(self, i: int) -> bytes:
-        """The file's content."""
-        return read_bytes(self.root / self.names[i], self.limits)
 
 
 def _read(config: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
