@@ -101,6 +101,22 @@ def methods() -> str:
     return grid(header, lines) + source(rows, name)
 
 
+def views() -> str:
+    """Views on a CPU: ours, how many times as many as each peer, and what a second thread brings of the control's."""
+    name = "data_views_cpu"
+    rows = rows_of(name)
+    rates = {(r["job"], r["threads"], r["provider"]): float(r["views_per_second"]) for r in rows}
+    peers = [p for p in dict.fromkeys(r["provider"] for r in rows) if p not in ("ssl_fast", "control")]
+    lines = []
+    for job, threads in dict.fromkeys((r["job"], r["threads"]) for r in rows):
+        ours = rates[job, threads, "ssl_fast"]
+        times = [rates.get((job, threads, peer)) for peer in peers]
+        gain, control = (rates[job, threads, who] / rates[job, "1", who] for who in ("ssl_fast", "control"))
+        cells = [f"{ours / rate:.1f}x" if rate else "" for rate in times]
+        lines.append([job, threads, f"{ours:.0f}", *cells, "" if threads == "1" else f"{gain / control:.2f}"])
+    return grid(["job", "threads", "views/s", *peers, "of the control's scaling"], lines) + source(rows, name)
+
+
 def pretrain() -> str:
     """The built-in job and CIFAR-10: one row a run."""
     name = "pretrain"
@@ -145,6 +161,7 @@ TABLES = {
     "steps": steps,
     "beside_lightly": beside_lightly,
     "methods": methods,
+    "views": views,
     "pretrain": pretrain,
 }
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.data.contenders import Contenders, contenders, save_jpegs
-from benchmarks.record import write
+from benchmarks.record import merge
 
 PACKAGES = ("torchvision", "lightly", "albumentations", "opencv-python-headless", "kornia", "nvidia-dali-cuda130")
 _steps: dict[str, Callable[[], int]] = {}  # in a process of the pool: the contender that it runs
@@ -121,8 +121,8 @@ def main() -> None:
             for threads in args.threads:
                 rows += measure(job, sources[job], threads, args.rounds, contenders(job))
             print(f"{job}: share of the control's gain, by threads: {scaling(rows, job)}", flush=True)
-    if not args.trial:
-        write("data_views_cpu", rows, PACKAGES)
+            if not args.trial:
+                merge("data_views_cpu", [row for row in rows if row["job"] == job], PACKAGES, key=("job",))
 
 
 if __name__ == "__main__":

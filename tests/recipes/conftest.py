@@ -14,7 +14,7 @@ from ssl_fast.data.datasets import open_dataset
 from ssl_fast.data.datasets.photo_patches import PhotoPatches
 from ssl_fast.data.views import View
 from ssl_fast.models.backbone import BackboneConfig, build_backbone, save_backbone
-from tests.recipes.forked import run_script
+from tests.forked import run_script
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

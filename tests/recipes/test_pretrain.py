@@ -15,7 +15,7 @@ import pytest
 from ssl_fast import config as command_line
 from ssl_fast.config import classes_in
 from ssl_fast.train.inputs import data_options
-from tests.recipes.forked import run_script
+from tests.forked import run_script
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "pretrain.py"
 PRESETS = RECIPE.parent / "presets" / "pretrain"

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-IMPORTS = ("torch", "timm", "torchvision.transforms.v2", "hydra", "sklearn.linear_model", "tests.recipes.forked")
+IMPORTS = ("torch", "timm", "torchvision.transforms.v2", "hydra", "sklearn.linear_model", "tests.forked")
 
 
 def run_script(script: Path, *arguments: str, folder: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
