@@ -30,8 +30,9 @@ def grid(header: list[str], lines: list[list[str]]) -> str:
 
 
 def source(rows: list[Row], name: str) -> str:
-    first = rows[0]
-    return f"\n\n`benchmarks/results/{name}.csv`: {first['hardware']}; {first['versions']}; {first['date']}."
+    first, days = rows[0], sorted({row["date"] for row in rows})
+    when = " to ".join(dict.fromkeys((days[0], days[-1])))
+    return f"\n\n`benchmarks/results/{name}.csv`: {first['hardware']}; {first['versions']}; {when}."
 
 
 def contrastive() -> str:

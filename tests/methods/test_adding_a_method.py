@@ -31,7 +31,8 @@ def test_the_file_of_the_page_trains_two_steps(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "runs" / "r" / "pretrain" / "backbone.safetensors").exists()
 
 
-def test_without_the_folder_the_method_is_not_known(tmp_path: Path) -> None:
+def test_without_the_folder_the_method_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_FAST_METHODS", raising=False)
     done = run_script(RECIPE, "method=rotnet", folder=tmp_path)
     assert done.returncode == 2
     assert "error: method: no 'rotnet'" in done.stderr

@@ -43,7 +43,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "cvrl": {"hidden_dim": 16, "dim": 8, "num_hidden": 1},
 }
 METHODS = tuple(SMALL)
-# One method of each kind; the slow tests take the others at night.
+# Without a teacher, with one and a queue, with masks; the slow tests take the others at night.
 EVERY_DAY = ("simclr", "moco", "dinov2")
 DAY_AND_NIGHT = [name if name in EVERY_DAY else pytest.param(name, marks=pytest.mark.nightly) for name in METHODS]
 TRANSFORMERS = ("dinov2", "mae")
