@@ -183,8 +183,10 @@ def test_not_contiguous_and_zero_rows(impl: str, device: str) -> None:
     base[3] = 0
     base.requires_grad_()
     z1, z2 = base[:, 0, ::2], base[:, 1, 1::2]
+    assert torch.equal(dcl(z1, z2, impl=impl), dcl(z1.clone(), z2.clone(), impl=impl))
     value = dcl(z1, z2, sigma=0.5, impl=impl)
-    assert torch.equal(value, dcl(z1.clone(), z2.clone(), sigma=0.5, impl=impl))
+    # The weights are torch's sums, whose order is that of the memory.
+    torch.testing.assert_close(value, dcl(z1.clone(), z2.clone(), sigma=0.5, impl=impl), rtol=1e-6, atol=1e-6)
     value.backward()
     assert base.grad is not None and bool(base.grad.isfinite().all())
 
