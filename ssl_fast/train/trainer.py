@@ -25,6 +25,7 @@ from ssl_fast.models.video import channels_last_
 from ssl_fast.optim.config import build_optimizer, scheduled_
 from ssl_fast.optim.schedule import scaled_lr, warmup_cosine
 from ssl_fast.train.checkpoint import Checkpoints
+from ssl_fast.train.host_memory import keep_freed_memory
 from ssl_fast.train.precision import choose_precision
 from ssl_fast.train.run import Signals
 from ssl_fast.train.step import Step, StepOutcome
@@ -183,6 +184,8 @@ class Trainer:
         config = self.config
         if config.threads:
             torch.set_num_threads(config.threads)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         method.group = distributed.world()
         method.stacked_views = config.stacked_views
         if config.sync_batchnorm:
