@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ssl_fast.data.bands import (
     tiff_page,
     to_levels,
 )
+from ssl_fast.data.quiet import quiet
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no EPS, nor anything else that runs a program
@@ -69,8 +69,7 @@ def image_size(content: bytes, limits: Limits, channels: int = 3) -> tuple[int, 
     Raises:
         UnreadableError: no image that we take, or too many pixels.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet:
         try:
             if content.startswith(NPY_MAGIC):
                 return _checked(npy_header(content)[0][:2], limits)
@@ -99,8 +98,7 @@ def decode(
     Raises:
         UnreadableError: no image that we take, damaged, cut short, too many pixels, or other channels.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata; a file that decodes is good
+    with quiet:
         try:
             pixels = _pixels(content, channels, limits, shrink)
         except UnreadableError:
