@@ -10,6 +10,10 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# Autograd chooses its threads in a process's first backward pass: after one inside torch.compile, or beside a GPU, a
+# forked child can make none.
+if not torch.cuda.is_available():
+    torch.ones((), requires_grad=True).backward()
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
