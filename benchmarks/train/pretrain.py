@@ -4,17 +4,16 @@
     python -m benchmarks.train.pretrain simclr_cifar10_small --seeds 1 data.path=cifar10.npz
 
 With `--runs FOLDER` the run folders stay: a run that was interrupted goes on, one that is finished is only recorded.
-Rows of other presets in benchmarks/results/pretrain.csv stay as they are.
+Rows of other presets and seeds in benchmarks/results/pretrain.csv stay as they are.
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
 import tempfile
 
-from benchmarks.record import RESULTS, environment
+from benchmarks.record import merge
 
 KEYS = (
     "knn_top1",
@@ -34,7 +33,7 @@ def run(preset: str, seed: int, folder: str, overrides: list[str]) -> dict[str, 
     result = json.loads(done.stdout.splitlines()[-1])
     row = {"preset": preset, "seed": seed, **{key: result[key] for key in KEYS}}
     shown = (o for o in overrides if not o.startswith(("data.path=", "run=", "train.monitor_every=")))
-    return {**row, "overrides": " ".join(shown), **environment()}
+    return {**row, "overrides": " ".join(shown)}
 
 
 def main() -> None:
@@ -44,18 +43,10 @@ def main() -> None:
     parser.add_argument("--runs", default="", help="folder of the run folders; by default they are deleted")
     parser.add_argument("overrides", nargs="*", help="settings of the recipe, key=value")
     args = parser.parse_intermixed_args()
-    path = RESULTS / "pretrain.csv"
-    kept = []
-    if path.exists():
-        with path.open(newline="") as file:
-            kept = [row for row in csv.DictReader(file) if row["preset"] != args.preset]
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(args.seeds):
-            kept.append(run(args.preset, seed, args.runs or folder, args.overrides))
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=list(kept[-1]))
-                writer.writeheader()
-                writer.writerows(kept)
+            row = run(args.preset, seed, args.runs or folder, args.overrides)
+            merge("pretrain", [row], key=("preset", "seed"))
 
 
 if __name__ == "__main__":

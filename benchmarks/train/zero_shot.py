@@ -8,13 +8,12 @@ Rows of other presets in benchmarks/results/zero_shot.csv stay as they are.
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
 import tempfile
 
-from benchmarks.record import RESULTS, environment
+from benchmarks.record import merge
 
 
 def recipe(name: str, *settings: str) -> dict[str, object]:
@@ -35,7 +34,7 @@ def run(preset: str, evaluate: str, seed: int, folder: str, overrides: list[str]
     figures = {key: trained[key] for key in ("knn_top1", "train_seconds", "images_per_second", "steps", "loss")}
     shown = " ".join(o for o in overrides if not o.startswith("data.path="))
     row = {"preset": preset, "seed": seed, "split": evaluate, "zero_shot_top1": scored.get("top1", ""), **both}
-    return {**row, **figures, "overrides": shown, **environment()}
+    return {**row, **figures, "overrides": shown}
 
 
 def main() -> None:
@@ -46,18 +45,10 @@ def main() -> None:
     parser.add_argument("--runs", default="", help="folder of the run folders; by default they are deleted")
     parser.add_argument("overrides", nargs="*", help="settings of recipes/pretrain.py, key=value")
     args = parser.parse_intermixed_args()
-    path = RESULTS / "zero_shot.csv"
-    kept: list[dict[str, object]] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            kept = [dict(row) for row in csv.DictReader(file) if row["preset"] != args.preset]
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(args.seeds):
-            kept.append(run(args.preset, args.evaluate, seed, args.runs or folder, args.overrides))
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=list(kept[-1]))
-                writer.writeheader()
-                writer.writerows(kept)
+            row = run(args.preset, args.evaluate, seed, args.runs or folder, args.overrides)
+            merge("zero_shot", [row], key=("preset", "seed", "split"))
 
 
 if __name__ == "__main__":
