@@ -95,7 +95,7 @@ def judge(op: str, rows: int, dim: int) -> Judge:
 def table(op: str, factor: int) -> Op:
     return Op(
         contenders=functools.partial(contenders, op),
-        sizes=[(512, 512), (4096, 512)],
+        sizes=[(512, 512), (4096, 512), (8192, 512)],
         small=(512, 512),
         judge=functools.partial(judge, op),
         flop=lambda rows, dim: factor * rows**2 * dim,

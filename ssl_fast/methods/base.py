@@ -86,6 +86,12 @@ class Method(nn.Module):
         """The loss over all rows of this rank, global over `group`, under the key "loss"; other keys are logged."""
         raise NotImplementedError
 
+    def compile_networks(self) -> None:
+        """Compiles in place what images run through, a teacher's too (`train.compile`); weights keep their names."""
+        for module in self.modules():
+            if isinstance(module, Backbone):
+                module.compile()
+
     def before_step(self, progress: float) -> None:
         """Called once before an optimiser step; `progress` in [0, 1] is the share of all steps done."""
 

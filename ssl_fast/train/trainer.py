@@ -196,7 +196,7 @@ class Trainer:
         if config.channels_last:
             channels_last_(method)
         if config.compile:
-            method.backbone.compile()
+            method.compile_networks()
         self._say_whose_statistics(method)
         return method
 

@@ -8,6 +8,7 @@ Reference: Oquab et al. 2023, arXiv:2304.07193 (section 4); Caron et al. 2021, "
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -88,6 +89,7 @@ class DINOv2(Method):
 
     def __init__(self, config: DINOv2Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
+        self.tokens: Callable[..., Tokens] = tokens
         check_transformer(backbone, "dinov2", class_token=True)
         vit: Any = backbone.model
         self.depth = len(vit.blocks)
@@ -111,6 +113,9 @@ class DINOv2(Method):
 
     def _student(self) -> nn.ModuleDict:
         return nn.ModuleDict({"backbone": self.backbone, "dino_head": self.dino_head, "ibot_head": self.ibot_head})
+
+    def compile_networks(self) -> None:
+        self.tokens = torch.compile(tokens)
 
     @staticmethod
     def views(config: DINOv2Config) -> tuple[View, ...]:
@@ -187,7 +192,7 @@ class DINOv2(Method):
 
     def _tokens(self, backbone: Backbone, views: tuple[Tensor, ...], **options: Any) -> Tokens:
         """Tokens of views of one size, as one batch, view by view."""
-        return tokens(backbone.model, torch.cat(views), **options)
+        return self.tokens(backbone.model, torch.cat(views), **options)
 
     def _teacher_temperature(self, progress: float) -> float:
         first, last, warmup = (

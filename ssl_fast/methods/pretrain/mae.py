@@ -7,6 +7,7 @@ Reference: He et al. 2021, "Masked Autoencoders Are Scalable Vision Learners", a
 A.1 and table 8 for the settings).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ from ssl_fast.methods.base import Method
 from ssl_fast.methods.masks import random_order
 from ssl_fast.models.backbone import Backbone
 from ssl_fast.models.mae_decoder import MAEDecoder, normalized_pixels, patchify, sincos_positions
-from ssl_fast.models.tokens import check_transformer, gather_rows, patch_grid, tokens
+from ssl_fast.models.tokens import Tokens, check_transformer, gather_rows, patch_grid, tokens
 from ssl_fast.optim.config import OptimizerConfig
 
 
@@ -57,6 +58,7 @@ class MAE(Method):
 
     def __init__(self, config: MAEConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
+        self.tokens: Callable[..., Tokens] = tokens
         check_transformer(backbone, "mae")
         self.grid: tuple[int, int] = tuple(self.vit.patch_embed.grid_size)
         num_patches = self.grid[0] * self.grid[1]
@@ -79,6 +81,9 @@ class MAE(Method):
         """The transformer."""
         return self.backbone.model
 
+    def compile_networks(self) -> None:
+        self.tokens = torch.compile(tokens)
+
     @staticmethod
     def views(config: MAEConfig) -> tuple[View, ...]:
         return (config.view,)
@@ -91,7 +96,7 @@ class MAE(Method):
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         order = batch.extras["order"]
-        found = tokens(self.vit, batch.views[0], keep=order[:, : self.num_visible])
+        found = self.tokens(self.vit, batch.views[0], keep=order[:, : self.num_visible])
         prefix = found.registers
         if found.class_token is not None:
             prefix = torch.cat((found.class_token[:, None], prefix), dim=1)
