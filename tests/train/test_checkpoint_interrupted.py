@@ -137,8 +137,15 @@ def test_a_deleted_folder_is_made_again(two: Checkpoints):
     assert load_step(two) == 30
 
 
-@pytest.mark.parametrize("step", [30, 20])
-@pytest.mark.parametrize("moment", ["before", "within or after"])
+@pytest.mark.parametrize(
+    ("step", "moment"),
+    [
+        (30, "within or after"),
+        (20, "before"),
+        pytest.param(30, "before", marks=pytest.mark.nightly),
+        pytest.param(20, "within or after", marks=pytest.mark.nightly),
+    ],
+)
 def test_killed_at_every_point_of_a_save(two: Checkpoints, monkeypatch, in_child, kill_self, step: int, moment: str):
     """Step 30 is new; step 20 replaces one that exists."""
     shutil.copytree(two.folder, two.folder.with_name("template"))

@@ -3,17 +3,14 @@
 GroupNorm in place of BatchNorm, plain SGD (an adaptive optimiser hides a wrong factor in the gradients).
 """
 
-import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
-from ssl_fast import distributed
+from tests.ranks import run_ranks
 from tests.train.runs import DAY_AND_NIGHT, first_gradients, make_method, train_losses
 
 BATCH = 13  # 7 + 6 on two ranks, 5 + 4 + 4 on three
@@ -31,17 +28,12 @@ def everything(names: Sequence[str], **train: Any) -> dict[str, Any]:
     return found
 
 
-def run_rank(rank: int, world_size: int, port: int, folder: str, names: Sequence[str]) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.initialize("cpu")
+def on_a_rank(rank: int, world_size: int, file: Path, names: Sequence[str]) -> None:
     found = {"whole": everything(names)}
     if world_size == 2:
         found["microbatched"] = everything(names, microbatch=3)
     if rank == 0:
-        torch.save(found, Path(folder) / f"{world_size}.pt")
-    distributed.shutdown()
+        torch.save(found, file)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +50,11 @@ def alone(names: list[str]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def cuts(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> dict[str, dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
     found = {}
     for world_size in (2, 3):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        mp.spawn(run_rank, (world_size, port, str(folder), names), nprocs=world_size)
-        for kind, values in torch.load(folder / f"{world_size}.pt", weights_only=True).items():
+        folder = tmp_path_factory.mktemp("ranks")
+        run_ranks(on_a_rank, world_size, folder, folder / "found.pt", names)
+        for kind, values in torch.load(folder / "found.pt", weights_only=True).items():
             found[f"{world_size} ranks, {kind}"] = values
     return found | {"1 rank, microbatched": everything(names, microbatch=4)}
 

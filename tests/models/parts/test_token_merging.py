@@ -129,7 +129,7 @@ def test_bf16(build: Build) -> None:
 
 
 def test_exported_to_onnx(build: Build, tmp_path: Path) -> None:
-    backbone, x = build("eva", merge_tokens="6").eval(), images("eva", 3)
+    backbone, x = build("eva", merge_tokens="6,0,0,6").eval(), images("eva", 3)
     side = x.shape[-1]
     preprocessing = {"size": side, "channels": 3, "mean": [0.5] * 3, "std": [0.2] * 3}
     export_onnx(backbone, tmp_path / "model.onnx", preprocessing)

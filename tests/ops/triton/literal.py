@@ -1,8 +1,12 @@
 """The losses spelled out in plain torch, in the dtype of their inputs: the yardstick of the kernels' tests."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# The interpreter takes a second for what a GPU does in microseconds: fp16, which takes bf16's way, is for the night.
+DTYPES = [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.nightly)]
 
 
 def nt_xent(

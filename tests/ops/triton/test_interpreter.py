@@ -10,11 +10,11 @@ import pytest
 FOLDER = Path(__file__).parent / "interpreted"
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("test_*.py")))
-def test_interpreted(file: str) -> None:
+@pytest.mark.parametrize("when", ["not nightly", pytest.param("nightly", marks=pytest.mark.nightly)])
+def test_interpreted(when: str) -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "pytest", str(FOLDER / file), "-p", "no:cacheprovider", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", str(FOLDER), "-m", when, "-p", "no:cacheprovider", "--tb=short"]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=FOLDER.parents[3])
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     assert " passed" in run.stdout and " skipped" not in run.stdout, run.stdout[-2000:]

@@ -6,11 +6,12 @@ import torch
 from ssl_fast.ops.dispatch import OPS
 from tests.ops.conftest import Checker
 from tests.ops.triton.cases import CASES
+from tests.ops.triton.literal import DTYPES
 
 WITH_KERNELS = [name for name, case in CASES.items() if "triton" in OPS[case(False).op]]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", WITH_KERNELS)
 def test_value_and_gradients_by_the_rule(name: str, dtype: torch.dtype) -> None:
     errors = CASES[name](False).check(Checker(), dtype, "cpu", "triton")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ssl_fast.ops.triton import info_nce, tiles
 from tests.ops.triton import literal
+from tests.ops.triton.literal import DTYPES
 
 
 def inputs(
@@ -29,7 +30,7 @@ def check(q: Tensor, k: Tensor, queue: Tensor, inv: float, normalize: bool = Tru
         literal.check_rule(ours[name], value, reference[name], name)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("queue_dtype", [torch.bfloat16, torch.float32])
 def test_matches_formula(dtype: torch.dtype, queue_dtype: torch.dtype) -> None:
     check(*inputs(20, 100, 128, dtype, queue_dtype), 1 / 0.07)

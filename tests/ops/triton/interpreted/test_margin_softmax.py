@@ -9,6 +9,7 @@ from ssl_fast.ops.class_panels import Negatives
 from ssl_fast.ops.reference import margin_softmax as reference
 from ssl_fast.ops.triton import margin_softmax
 from tests.ops.triton import literal
+from tests.ops.triton.literal import DTYPES
 
 NAMES = ("lse", "dx", "dweight", "mean")
 
@@ -41,7 +42,7 @@ def check(given: list[Tensor], scale: float | Tensor = 16.0, hard: bool = True, 
             literal.check_rule(got, exact, low, name)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(33, 150, 1, 20), (5, 40, 3, 7), (1, 2, 1, 1), (3, 2, 9, 4)], ids=str)
 def test_equals_the_reference(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     given = tensors(*shape, dtype)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ssl_fast.ops.triton import nt_xent, tiles
 from tests.ops.triton import literal
+from tests.ops.triton.literal import DTYPES
 
 
 def run(
@@ -39,7 +40,7 @@ def check(
     assert error <= allowed + 8 * torch.finfo(x.dtype).eps * ours["dinv"].abs().sum()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("pairs", "dim"), [(49, 17), (20, 128), (17, 200), (9, 1)])
 def test_matches_formula(dtype: torch.dtype, pairs: int, dim: int) -> None:
     x, positive, coef = literal.views(pairs, dim, 0.5, dtype)

@@ -9,6 +9,7 @@ from ssl_fast import dino_loss, swav_loss
 from ssl_fast.ops.reference import prototypes as reference
 from ssl_fast.ops.triton import prototypes
 from tests.ops.triton import literal
+from tests.ops.triton.literal import DTYPES
 
 
 def inputs(S: int, T: int, N: int, K: int, D: int, dtype: torch.dtype) -> list[Tensor]:
@@ -27,7 +28,7 @@ def check(tensors: list[Tensor], bias: Tensor | None, coef: Tensor, skip_same: b
         literal.check_rule(got, truth, plain, name)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(2, 2, 9, 100, 32), (5, 2, 3, 33, 17), (1, 1, 4, 1, 3)], ids=str)
 def test_matches_reference(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     coef = torch.rand(shape[2], generator=torch.Generator().manual_seed(0))

@@ -11,9 +11,10 @@ from ssl_fast.ops.triton import byol
 from ssl_fast.ops.triton import sinkhorn as kernels
 from tests.ops.towers import towers
 from tests.ops.triton import literal
+from tests.ops.triton.literal import DTYPES
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("alignment", [0.0, 0.9, 0.9999])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_distance_keeps_its_digits(normalize: bool, alignment: float, dtype: torch.dtype) -> None:
@@ -49,7 +50,7 @@ def logits_of(N: int, K: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(N, K, generator=torch.Generator().manual_seed(N + K)).to(dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(50, 40), (1, 5), (5, 1)], ids=str)
 def test_sinkhorns_passes(shape: tuple[int, int], dtype: torch.dtype) -> None:
     logits = logits_of(*shape, dtype)

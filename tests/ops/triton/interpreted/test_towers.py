@@ -13,6 +13,7 @@ from ssl_fast.ops.triton import siglip_loss as siglip_kernels
 from ssl_fast.ops.triton import towers as triton_towers
 from tests.ops.towers import towers
 from tests.ops.triton import literal
+from tests.ops.triton.literal import DTYPES
 
 Result = dict[str, Tensor]
 
@@ -93,7 +94,7 @@ def assert_near(ours: Result, wanted: Result) -> None:
         assert (value - wanted[name]).norm() < 2e-5 * wanted[name].norm(), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("num_rows", "dim"), [(49, 17), (140, 64), (17, 200), (2, 3)])
 @pytest.mark.parametrize("sides", [1, 2])
 def test_clip_is_the_formula(dtype: torch.dtype, num_rows: int, dim: int, sides: int) -> None:
@@ -103,7 +104,7 @@ def test_clip_is_the_formula(dtype: torch.dtype, num_rows: int, dim: int, sides:
     check(run_clip(image, text, coef, 10.0), exact, clip_formula(image, text, coef, 10.0, True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("num_rows", "dim"), [(49, 17), (140, 64), (17, 200), (1, 3)])
 def test_siglip_is_the_formula(dtype: torch.dtype, num_rows: int, dim: int) -> None:
     image, text, coef = inputs(num_rows, dim, 0.5, dtype)
