@@ -1,7 +1,7 @@
-"""Runs a script as a process of its own, forked from one that has imported what the recipes need.
+"""Processes forked from one that has imported what recipes and ranks need: scripts, and what tests/ranks.py starts.
 
 Torch, timm and Hydra take seconds to import, which is most of what a recipe on tiny data costs. The server has only
-imported, so a script finds what it would find in a fresh interpreter.
+imported, so a script finds what it would find in a fresh interpreter. A process has one server, whoever asks first.
 """
 
 import multiprocessing
@@ -11,15 +11,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-IMPORTS = ("torch", "timm", "torchvision.transforms.v2", "hydra", "sklearn.linear_model", "tests.forked")
+_IMPORTS = ["__main__", "pytest", "timm", "torchvision.transforms.v2", "hydra", "sklearn.linear_model"]
+_IMPORTS += ["ssl_fast.ops.margin_head", "tests.forked", "tests.ranks"]
+
+
+def prepare_server() -> None:
+    """Says what the server imports when it starts."""
+    multiprocessing.set_forkserver_preload(_IMPORTS)
 
 
 def run_script(script: Path, *arguments: str, folder: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """`python script *arguments` in `folder`: its exit code and what it said."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(list(IMPORTS))
+    prepare_server()
     streams = [folder / f".{script.stem}.{name}" for name in ("stdout", "stderr")]
-    process = processes.Process(target=_become, args=(str(script), arguments, str(folder), dict(os.environ), streams))
+    server = multiprocessing.get_context("forkserver")
+    process = server.Process(target=_become, args=(str(script), arguments, str(folder), dict(os.environ), streams))
     process.start()
     process.join(timeout)
     if process.is_alive():

@@ -1,6 +1,5 @@
 """Runs a function on several gloo ranks of this machine."""
 
-import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-_NEEDED = ("ssl_fast.ops.margin_head",)
+from tests.forked import prepare_server
 
 
 def run_ranks(function: Callable[..., None], world_size: int, folder: Path, *args: Any) -> None:
@@ -20,7 +19,7 @@ def run_ranks(function: Callable[..., None], world_size: int, folder: Path, *arg
     """
     # Ranks are forked from a server that has imported what they need and done nothing: a fork of this process would
     # inherit the threads of torch.compile and CUDA, which autograd refuses.
-    multiprocessing.set_forkserver_preload(["__main__", "pytest", __name__, *_NEEDED])
+    prepare_server()
     inputs = (function, world_size, str(folder / "store"), args)
     torch.multiprocessing.start_processes(_rank, inputs, world_size, start_method="forkserver")
 
