@@ -94,14 +94,23 @@ def test_under_torchrun_the_sentence_is_said_once(tmp_path: Path) -> None:
     assert done.stderr.count("error: method: no 'simcrl'") == 1
 
 
+@pytest.fixture(scope="module")
+def all_presets() -> list[str]:
+    """Their names; Hydra knows them, and the recipe's settings."""
+    names = sorted(file.stem for file in PRESETS.glob("*.yaml"))
+    recipe = runpy.run_path(str(RECIPE), run_name="a test")
+    methods = {name: cls.Config for name, cls in classes_in(recipe["METHODS"]).items()}  # type: ignore[attr-defined]
+    words = [f"+preset={name}" for name in names]
+    command_line._register(recipe["PretrainConfig"], {"method": methods, "data": data_options()}, PRESETS, words)
+    return names
+
+
 @pytest.mark.parametrize("preset", sorted(file.stem for file in PRESETS.glob("*.yaml")))
-def test_every_preset_composes(preset: str) -> None:
+def test_every_preset_composes(preset: str, all_presets: list[str]) -> None:
     import hydra
     from omegaconf import OmegaConf
 
-    recipe = runpy.run_path(str(RECIPE), run_name="a test")
-    methods = {name: cls.Config for name, cls in classes_in(recipe["METHODS"]).items()}  # type: ignore[attr-defined]
-    command_line._register(recipe["PretrainConfig"], {"method": methods, "data": data_options()}, PRESETS)
+    assert preset in all_presets
     with hydra.initialize(config_path=None, version_base="1.3"):
         composed = OmegaConf.to_object(hydra.compose("PretrainConfig", [f"+preset={preset}"]))
     assert preset.startswith(("photo_patches", "video", composed.method.name))
