@@ -129,10 +129,10 @@ def _register(
     for group, options in groups.items():
         for name, node in options.items():
             store.store(group=group, name=name, node=node)
-    named = [word for word in words if "preset=" in word]
-    for file in sorted(presets.glob("*.yaml")) if presets and named else ():
-        if any(file.stem in word for word in named):
-            store.store(group="preset", name=file.stem, node=OmegaConf.load(file), package="_global_")
+    named = " ".join(word for word in words if "preset=" in word)
+    files = sorted(presets.glob("*.yaml")) if presets and named else []
+    for file in [file for file in files if file.stem in named] or files:  # all: Hydra refuses a name that is none
+        store.store(group="preset", name=file.stem, node=OmegaConf.load(file), package="_global_")
 
 
 def _help(

@@ -44,6 +44,8 @@ def test_from_images_to_a_backbone_and_its_scores(tmp_path: Path, run_recipe: Ca
 
 
 MISTAKES = {
+    "+preset=simclr_cifar1": ["preset: no 'simclr_cifar1'; did you mean 'simclr_cifar10' or"],
+    "+preset=simclr_cifar10_smal": ["did you mean 'simclr_cifar10_small' or"],
     "method=simcrl": ["method: no 'simcrl'; did you mean 'simclr'", "moco"],
     "train.epohcs=3": ["no setting 'train.epohcs'; did you mean 'train.epochs'"],
     "+train.epohcs=3": ["no setting 'train.epohcs'; did you mean 'train.epochs'"],
