@@ -114,7 +114,7 @@ def _matches(
     """Which neighbours have their query's class: [len(queries), k] bool, or None without one label a sample."""
     if not (train_set.has_classes and query_set.has_classes):
         return None
-    train_y, query_y = torch.as_tensor(train_set.labels), torch.as_tensor(query_set.labels)
+    train_y, query_y = torch.tensor(train_set.labels), torch.tensor(query_set.labels)
     return train_y[index] == query_y[list(queries)][:, None]
 
 
