@@ -50,6 +50,7 @@ class TwoTowersConfig:
             lr=5e-4,
             lr_scaling="none",
             betas=(0.9, 0.98),
+            epsilon=1e-6,  # with these the values for transformers
             weight_decay=0.2,
             warmup_epochs=0.16,  # 2,000 steps, of 400 million pairs
         )

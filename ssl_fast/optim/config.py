@@ -23,6 +23,7 @@ class OptimizerConfig:
     warmup_epochs: float = 0.0
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8  # of adamw
     weight_decay: float = 1e-4
     final_weight_decay: float | None = None  # where a cosine from weight_decay ends; None: it is constant
     trust_coefficient: float = 0.001
@@ -119,7 +120,7 @@ def _base(config: OptimizerConfig, groups: list[dict[str, Any]], lr: float) -> t
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum)
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=config.betas)
+        return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.epsilon)
     if config.name == "lars":
         from ssl_fast.optim.lars import LARS
 

@@ -42,6 +42,7 @@ class DINOv2Config(MultiCrop):
     hidden_dim: int = 2048
     bottleneck_dim: int = 256
     norm: str = "none"  # of the heads
+    learn_gain: bool = True  # of the prototypes
     separate_heads: bool = True  # the large runs' (section 4: untying pays at scale)
     centering: str = "sinkhorn"  # the large runs'; or mean
     center_momentum: float = 0.9  # of centering=mean
@@ -78,8 +79,9 @@ class DINOv2(Method):
     """DINOv2 with any vision transformer of timm that has a class token.
 
     Crops of several sizes need `backbone.dynamic_size=true`. Drop path is the student's alone. Unlike in the authors'
-    code the nearest neighbours of KoLeo are sought over all ranks, drop path rises over the blocks, and while the
-    prototypes are frozen their moments rest too.
+    code the nearest neighbours of KoLeo are sought over all ranks, drop path rises over the blocks, gradients are
+    clipped by one norm (theirs: by one of the backbone and one of each head), and while the prototypes are frozen their
+    moments rest too.
     """
 
     Config = DINOv2Config
@@ -109,6 +111,7 @@ class DINOv2(Method):
             config.bottleneck_dim,
             config.num_prototypes,
             norm=config.norm,
+            learn_gain=config.learn_gain,
         )
 
     def _student(self) -> nn.ModuleDict:

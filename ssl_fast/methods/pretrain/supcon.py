@@ -23,7 +23,10 @@ from ssl_fast.optim.config import OptimizerConfig
 
 @dataclass
 class SupConConfig:
-    """Defaults: ImageNet, batch 6,144 (section 4); SimCLR's views, one of the policies that the paper compares."""
+    """Defaults: ImageNet, batch 6,144 (section 4), with the projector of section 3.2 and SimCLR's views.
+
+    The authors' script for ImageNet takes a single linear layer on unit features, and AutoAugment.
+    """
 
     name: str = "supcon"
     temperature: float = 0.1
@@ -33,8 +36,8 @@ class SupConConfig:
     norm: str = "none"  # the paper's projector has no normalisation
     view: View = field(default_factory=lambda: simclr()[0])
     optimizer: OptimizerConfig = field(
-        # rate, warm-up and decay: the authors' code
-        default_factory=lambda: OptimizerConfig(name="lars", lr=0.3, weight_decay=1e-4, warmup_epochs=12)
+        # The authors' script for ImageNet. Its decay is 1e-3 beside a loss times the temperature: to LARS that is this.
+        default_factory=lambda: OptimizerConfig(name="lars", lr=0.4, weight_decay=1e-2, warmup_epochs=12)
     )
 
 
