@@ -58,7 +58,7 @@ def peers(method: DINOv2, batch: Batch) -> dict[str, Tensor]:
     def logits(head: Any, h: Tensor) -> Tensor:
         z = nn.functional.normalize(head.mlp(h), dim=-1)
         weight = head.last_layer.weight
-        return z @ (weight / weight.norm(dim=1, keepdim=True)).T
+        return z @ (head.gain * weight / weight.norm(dim=1, keepdim=True)).T
 
     crops, local = torch.cat(batch.views[:2]), torch.cat(batch.views[2:])
     student = encode(method.backbone, crops, padded)
@@ -157,6 +157,7 @@ def test_prototypes_rest_at_first() -> None:
         losses["loss"].backward()
         for head in (method.dino_head, method.ibot_head):
             assert (head.last_layer.weight.grad is None) == frozen
+            assert (head.gain.grad is None) == frozen
             assert head.mlp[0].weight.grad is not None
 
 
@@ -183,8 +184,8 @@ def test_the_centre_moves_to_the_teachers_logits() -> None:
     method, batch = make(centering="mean")
     embeddings, _ = method(batch, 0.0)
     method.after_step(0.0)
-    weight = make(centering="mean")[0].teacher.module["dino_head"].last_layer.weight  # as it was
-    logits = embeddings["teacher_z"].flatten(0, 1) @ (weight / weight.norm(dim=1, keepdim=True)).T
+    prototypes = make(centering="mean")[0].teacher.module["dino_head"].prototypes()  # as they were
+    logits = embeddings["teacher_z"].flatten(0, 1) @ prototypes.T
     dino, ibot = (method.centers[name].value for name in ("dino_head", "ibot_head"))
     torch.testing.assert_close(dino, 0.1 * logits.mean(0))
     assert ibot.any() and not torch.allclose(ibot, dino)
