@@ -2,23 +2,36 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+unexport PYTHONDONTWRITEBYTECODE
 # The files of tests are spread over processes of one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+EXTRAS := recipes trt dev
 SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f)
 
 .PHONY: install pretrain test test-nightly check bench
 .DELETE_ON_ERROR:
 
-install: .venv/built
+install: .venv/installed
 
-.venv/installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt setuptools pybind11 ninja cmake
-	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[recipes,trt,dev]'
+# The native modules compile in the time that fetching and unpacking leave.
+.venv/installed: pyproject.toml constraints.txt $(SOURCES)
+	$(MAKE) --no-print-directory -j2 .venv/packages .venv/built
 	touch $@
 
-.venv/built: .venv/installed $(SOURCES)
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+.venv/tools: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt setuptools pybind11 ninja cmake
+	touch $@
+
+# Python compiles what is imported, when it is imported: of all that is installed, that would be a minute and a half.
+.venv/packages: .venv/tools pyproject.toml
+	$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+	print(*p['dependencies'], *(r for e in '$(EXTRAS)'.split() for r in p['optional-dependencies'][e]), sep='\n')" > $@.txt
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -r $@.txt
+	touch $@
+
+.venv/built: .venv/tools $(SOURCES)
+	nice $(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
 pretrain: install

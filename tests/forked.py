@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 _IMPORTS = ["__main__", "pytest", "timm", "torchvision.transforms.v2", "hydra", "sklearn.linear_model"]
-_IMPORTS += ["ssl_fast.ops.margin_head", "tests.forked", "tests.ranks"]
+_IMPORTS += ["torch._inductor.compile_fx", "open_clip", "ssl_fast.ops.margin_head", "tests.forked", "tests.ranks"]
 
 
 def prepare_server() -> None:

@@ -106,7 +106,7 @@ class Step:
         return outcome
 
     def _whole(self, batch: Batch, progress: float, seed: int) -> tuple[dict[str, Tensor], Tensor]:
-        torch.manual_seed(seed)
+        self._seed(seed)
         with autocast(self.precision, self.device):
             embeddings, losses = self.wrapped(batch, progress)
         self.stopwatch.lap("forward")
@@ -125,7 +125,7 @@ class Step:
         self.scale.scale(losses["loss"]).backward()  # type: ignore[no-untyped-call]
         self.stopwatch.lap("forward")
         for number, (start, chunk) in enumerate(zip(starts, chunks, strict=True)):
-            torch.manual_seed(seed + number)
+            self._seed(seed + number)
             with autocast(self.precision, self.device):
                 again = self.method.embed(chunk)
             gradients = [_gradient(leaves[name])[start : start + len(chunk)] for name in again]
@@ -138,12 +138,18 @@ class Step:
         """Embeddings and targets of all rows, without a graph; the networks' running statistics stay as they are."""
         rows, targets = [], []
         for number, chunk in enumerate(chunks):
-            torch.manual_seed(seed + number)
+            self._seed(seed + number)
             with autocast(self.precision, self.device):
                 with frozen_statistics(self.method):
                     rows.append(self.method.embed(chunk))
                 targets.append(self.method.targets(chunk))
         return _join(rows), _join(targets)
+
+    def _seed(self, seed: int) -> None:
+        """`torch.manual_seed` without a CUDA device formats the stack three times, for what may come."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _judge(self, losses: dict[str, Tensor], watched: Tensor) -> StepOutcome:
         """Unscales and clips the gradients; drops them all when any rank has one that is not finite."""

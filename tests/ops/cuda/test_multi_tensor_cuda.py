@@ -1,9 +1,4 @@
-"""The CUDA kernels of LARS and EMA: what the compiler makes of them, and what they compute on a GPU."""
-
-import re
-import shutil
-import subprocess
-from pathlib import Path
+"""The CUDA kernels of LARS and EMA: what they compute on a GPU."""
 
 import pytest
 import torch
@@ -12,34 +7,8 @@ from torch import Tensor
 from ssl_fast.ops.multi_tensor import ema_update_, lars_step_
 from ssl_fast.optim import LARS
 
-CSRC = Path(__file__).resolve().parents[3] / "csrc"
 SETTINGS = {"lr": 0.3, "momentum": 0.9, "weight_decay": 0.01, "trust_coefficient": 0.1}
 SHAPES = [(), (7,), (40_000,), (0,), (33, 65), (64, 32, 3, 3), (1000, 513)]
-
-
-@pytest.fixture(scope="module")
-def compiler_report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("nvcc is not installed")
-    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90a", "100")]
-    output = tmp_path_factory.mktemp("cuda") / "multi_tensor.o"
-    command = [nvcc, "-std=c++17", "-O3", *codes, "-Xptxas", "-v", f"-I{CSRC}", "-c", "-o", str(output)]
-    done = subprocess.run([*command, str(CSRC / "cuda" / "multi_tensor.cu")], capture_output=True, text=True)
-    if "Unsupported gpu architecture" in done.stderr:
-        pytest.skip("this nvcc is too old for sm_100")
-    assert done.returncode == 0, done.stderr
-    return done.stderr
-
-
-def test_kernels_keep_everything_in_registers(compiler_report: str) -> None:
-    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", compiler_report)
-    kernels = set(re.findall(r"Compiling entry function '(\w+)'", compiler_report))
-    assert len(frames) == 3 * len(kernels), "one line for each kernel and architecture"
-    assert sum("lars" in k for k in kernels) == 2 * 4
-    assert sum("ema" in k for k in kernels) == 4 * 4
-    assert set(frames) == {("0", "0", "0")}
-    assert max(int(n) for n in re.findall(r"Used (\d+) registers", compiler_report)) <= 64
 
 
 def draw(dtype: torch.dtype, seed: int, scale: float = 1.0) -> list[Tensor]:
