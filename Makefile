@@ -23,11 +23,10 @@ install: .venv/installed
 	$(BIN)/pip install --quiet -c constraints.txt setuptools pybind11 ninja cmake
 	touch $@
 
-# Python compiles what is imported, when it is imported: of all that is installed, that would be a minute and a half.
 .venv/packages: .venv/tools pyproject.toml
 	$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 	print(*p['dependencies'], *(r for e in '$(EXTRAS)'.split() for r in p['optional-dependencies'][e]), sep='\n')" > $@.txt
-	$(BIN)/pip install --quiet --no-compile -c constraints.txt -r $@.txt
+	$(BIN)/pip install --quiet -c constraints.txt -r $@.txt
 	touch $@
 
 .venv/built: .venv/tools $(SOURCES)
