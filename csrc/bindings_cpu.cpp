@@ -24,6 +24,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("prototypes", taking_tensors(&ssl_fast::prototypes), unlocked());
   m.def("prototype_logits_forward", taking_tensors(&ssl_fast::prototype_logits_forward), unlocked());
   m.def("prototype_logits", taking_tensors(&ssl_fast::prototype_logits), unlocked());
+  m.def("sinkhorn_column_logs", taking_tensors(&ssl_fast::sinkhorn_column_logs), unlocked());
+  m.def("sinkhorn_assignments", taking_tensors(&ssl_fast::sinkhorn_assignments), unlocked());
   m.def("koleo_neighbours", taking_tensors(&ssl_fast::koleo_neighbours), unlocked());
   m.def("byol_forward", taking_tensors(&ssl_fast::byol_forward), unlocked());
   m.def("byol", taking_tensors(&ssl_fast::byol), unlocked());
@@ -47,8 +49,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("sam_sgd", &ssl_fast::sam_sgd, unlocked());
   m.def("sam_adamw", &ssl_fast::sam_adamw, unlocked());
   m.def("lamb_step", &ssl_fast::lamb_step, unlocked());
-  m.def("augment", &ssl_fast::augment, unlocked());
-  m.def("uniforms", &ssl_fast::uniforms, unlocked());
   m.def("crop_boxes", &ssl_fast::crop_boxes, unlocked());
   m.def("augment", taking_tensors(&ssl_fast::augment), unlocked());
   m.def("uniforms", taking_tensors(&ssl_fast::uniforms), unlocked());

@@ -3,7 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "ops.h"
+#include "cuda/api.h"
 
 namespace py = pybind11;
 using unlocked = py::call_guard<py::gil_scoped_release>;

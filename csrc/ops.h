@@ -1,4 +1,4 @@
-// Every host function of the kernels: the C++ API. Knows no torch: addresses, sizes, streams.
+// Every host function of the kernels: the C++ API, of CUDA's in cuda/api.h. Knows no torch: addresses, sizes, streams.
 // Python validates, allocates and passes data_ptr()s; the kernels check only what they alone can know.
 #pragma once
 
@@ -59,7 +59,6 @@ void self_contrast(Address first,   // [M, D] the views one after the other; or 
                    Address dweight,       // [M / num_views] or 0
                    Address dtemperature,  // [] or 0
                    int threads);
-// InfoNCE's loss against a queue and, unless dq is 0, the gradients of each row's own loss.
 // InfoNCE's loss against a queue and, unless dinv is 0 (rows without elements have no address), the gradients of each
 // row's own loss.
 void info_nce_forward(Address q,  // [B, D]
@@ -139,6 +138,17 @@ void prototypes_log_sums(Address terms,  // [M, D]
                          int64_t M, int64_t R, int64_t D, double inv_temperature,
                          Address logs,  // [R]
                          bool in_float64, int threads);
+// Sinkhorn-Knopp over logits [N, K]; log_v, logs and q are float64 where they are, else float32. With log_v
+// log sum_n exp(x_nk inv_temperature) / sum_j exp(x_nj inv_temperature + log_v_j), without it of the numerators alone.
+void sinkhorn_column_logs(Address logits, int dtype, int64_t N, int64_t K, double inv_temperature,
+                          Address log_v,  // [K] or 0
+                          Address logs,   // [K]
+                          int threads);
+// The softmax over k of x_n inv_temperature + log_v.
+void sinkhorn_assignments(Address logits, int dtype, int64_t N, int64_t K, double inv_temperature,
+                          Address log_v,  // [K]
+                          Address q,      // [N, K]
+                          int threads);
 // BYOL: squared distance of the rows, of unit length where normalize; outputs are float64 where p is, else float32.
 void byol_forward(Address p,  // [N, D]
                   int p_dtype,
@@ -346,54 +356,5 @@ void augment(Address images,                         // [N] addresses of uint8 [
              std::int64_t N, std::int64_t C,
              int dtype,  // of the outputs: float32, bfloat16 or float16
              bool channels_last, int threads);
-
-namespace cuda {
-void ema_update(const Addresses& targets, const Addresses& sources, const Sizes& sizes, int target_dtype,
-                int source_dtype, double momentum, int device, Address stream);
-// Bytes that lars_step needs at `workspace`.
-std::int64_t lars_workspace(const Sizes& sizes);
-// lr_tensor: address of a float64 on the device that replaces lr, or 0.
-void lars_step(const Addresses& params, const Addresses& grads, const Addresses& buffers, const Sizes& sizes,
-               const std::vector<bool>& adapt, int dtype, double lr, Address lr_tensor, double momentum,
-               double weight_decay, double trust_coefficient, double eps, bool nesterov, bool clip, Address workspace,
-               int device, Address stream);
-void lookahead_update(const Addresses& fast, const Addresses& slow, const Sizes& sizes, int dtype, double alpha,
-                      int device, Address stream);
-// Bytes that square_sum needs at `workspace`; the sum, a float64, is written to `sum`.
-std::int64_t square_sum_workspace(const Sizes& sizes);
-void square_sum(const Addresses& tensors, const Addresses& weights, const Sizes& sizes, int dtype, Address workspace,
-                Address sum, int device, Address stream);
-// factor: address of a float64 on the device. Nothing is written where it is 1.
-void scale(const Addresses& tensors, const Sizes& sizes, int dtype, Address factor, int device, Address stream);
-void centralize(const Addresses& tensors, const Sizes& sizes, const Sizes& rows, int dtype, int device, Address stream);
-// factor: address of a float64 on the device.
-void sam_ascend(const Addresses& params, const Addresses& grads, const Addresses& saved, const Sizes& sizes, int dtype,
-                Address factor, bool adaptive, int device, Address stream);
-// lr_tensor: address of a float64 on the device that replaces lr, or 0.
-void sam_sgd(const Addresses& params, const Addresses& saved, const Addresses& grads, const Addresses& buffers,
-             const Sizes& sizes, int dtype, double lr, Address lr_tensor, double momentum, double weight_decay,
-             bool nesterov, int device, Address stream);
-void sam_adamw(const Addresses& params, const Addresses& saved, const Addresses& grads, const Addresses& first,
-               const Addresses& second, const Sizes& sizes, int dtype, double lr, Address lr_tensor, double beta1,
-               double beta2, double eps, double weight_decay, double step, int device, Address stream);
-// Bytes that lamb_step needs at `workspace`; step: address of a float64 on the device, from 1.
-std::int64_t lamb_workspace(const Sizes& sizes);
-void lamb_step(const Addresses& params, const Addresses& grads, const Addresses& first, const Addresses& second,
-               const Sizes& sizes, const std::vector<bool>& adapt, int dtype, double lr, Address lr_tensor,
-               double beta1, double beta2, double eps, double weight_decay, bool bias_correction, bool clip,
-               Address step, Address workspace, int device, Address stream);
-// Bytes that augment needs at `workspace`, whatever the number of images beyond what they hold.
-std::int64_t augment_workspace(Address host_table, const Sizes& sizes, const std::vector<bool>& bicubic,
-                               const Sizes& blur_radii, std::int64_t N, std::int64_t C);
-// All addresses on the device but host_table. At most 64 views; normalisation: the output is x * first + second.
-void augment(Address images,         // [N] addresses of uint8 [H, W, C], contiguous
-             Address extents,        // [N, 2] int64 H, W
-             Address table,          // [N, V, 17]
-             Address host_table,     // the same, on the host
-             Address normalisation,  // [V, 2, C] float32
-             const Addresses& outs, const Sizes& sizes, const std::vector<bool>& bicubic, const Sizes& operations,
-             const Sizes& blur_radii, const std::vector<double>& thresholds, std::int64_t N, std::int64_t C, int dtype,
-             bool channels_last, Address workspace, int device, Address stream);
-}  // namespace cuda
 
 }  // namespace ssl_fast

@@ -172,7 +172,7 @@ OTHERS: dict[str, Callable[[str], Any]] = {
     "clip_grad_norm_": clip,
     "centralize_gradients_": centralize,
     "knn_topk": neighbours,
-    "sinkhorn": lambda impl: sf.sinkhorn(torch.randn(N, K)).sum(1).allclose(torch.ones(N)),
+    "sinkhorn": lambda impl: sf.sinkhorn(torch.randn(N, K), impl=impl).sum(1).allclose(torch.ones(N)),
     "backends": lambda impl: sf.backends()["nt_xent"]["reference"],
     "LARS": lambda impl: optimized(lambda p: sf.LARS(p, lr=0.1, impl=impl)),
     "LAMB": lambda impl: optimized(lambda p: sf.LAMB(p, lr=0.1, impl=impl)),

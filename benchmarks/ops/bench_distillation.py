@@ -112,7 +112,8 @@ def sinkhorn_contenders(
 
     logits = (unit(samples, DIM) @ unit(num_prototypes, DIM, seed=2).T).to(dtype)
     return {
-        "ssl_fast": lambda: sinkhorn(logits),
+        "ssl_fast cpp": lambda: sinkhorn(logits, impl="cpp"),
+        "ssl_fast reference": lambda: sinkhorn(logits, impl="reference"),
         "plain exponentials": lambda: sinkhorn_reference(logits),
         "lightly sinkhorn": lambda: lightly(logits),
     }

@@ -22,9 +22,6 @@ struct Side {
   double inv_temperature;
 };
 
-// Not a logit: where a row goes on to whole vectors. 2^(it - highest) is 0, and differences are defined.
-constexpr double kNever = -1e30;
-
 template <typename T>
 struct Assignments {
   const Side student, teacher;

@@ -1,6 +1,6 @@
 // Norm, scaling and centralisation of a list of gradients on a GPU.
+#include "cuda/api.h"
 #include "cuda/multi_tensor.cuh"
-#include "ops.h"
 
 namespace ssl_fast::cuda {
 namespace {

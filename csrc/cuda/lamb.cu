@@ -1,7 +1,7 @@
 // LAMB on a GPU: moments and the partial sums of both norms, then the update.
 #include "core/lamb.h"
+#include "cuda/api.h"
 #include "cuda/multi_tensor.cuh"
-#include "ops.h"
 
 namespace ssl_fast::cuda {
 namespace {

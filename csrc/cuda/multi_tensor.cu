@@ -2,8 +2,8 @@
 #include <algorithm>
 
 #include "core/multi_tensor.h"
+#include "cuda/api.h"
 #include "cuda/multi_tensor.cuh"
-#include "ops.h"
 
 namespace ssl_fast::cuda {
 namespace {

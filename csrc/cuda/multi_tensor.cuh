@@ -12,7 +12,7 @@
 #include <string>
 #include <type_traits>
 
-#include "ops.h"
+#include "cuda/api.h"
 
 namespace ssl_fast::cuda {
 namespace {

@@ -2,8 +2,8 @@
 #include <cmath>
 
 #include "core/sam.h"
+#include "cuda/api.h"
 #include "cuda/multi_tensor.cuh"
-#include "ops.h"
 
 namespace ssl_fast::cuda {
 namespace {

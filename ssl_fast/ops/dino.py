@@ -159,7 +159,6 @@ def teacher_bias(
         with torch.autocast(teacher.device.type, enabled=False):
             teacher, weight_teacher = teacher.to(dtype) @ weight_teacher.detach().to(dtype).T, None
     if weight_teacher is None:
-        impl = "reference" if impl == "cpp" else impl  # of which Sinkhorn's balance has no C++ form
         return balance_logits(teacher, temperature, iterations, group, impl)
     prototypes = weight_teacher.detach()
 

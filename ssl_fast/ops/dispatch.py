@@ -23,7 +23,7 @@ OPS = {
     "prototypes": ("triton", "cpp", "reference"),
     "prototype_logits": ("triton", "cpp", "reference"),
     "koleo": ("cpp", "reference"),
-    "sinkhorn": ("triton", "reference"),
+    "sinkhorn": ("triton", "cpp", "reference"),
     "margin_softmax": ("triton", "cpp", "reference"),
     "clip_loss": ("triton", "cpp", "reference"),
     "siglip_loss": ("triton", "cpp", "reference"),

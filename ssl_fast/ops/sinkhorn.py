@@ -59,7 +59,7 @@ def sinkhorn(
         iterations: how often prototypes and samples are scaled, at least 1.
         group: process group whose ranks hold parts of one batch; the parts may differ in size and be empty. Each
             iteration adds up one vector [K] over the ranks (the first also takes its maximum). None: this process.
-        impl: "auto", "triton" or "reference".
+        impl: "auto", "triton", "cpp" or "reference".
 
     Returns:
         [N, K], rows that sum to 1; float64 for float64, else float32.

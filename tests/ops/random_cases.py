@@ -197,7 +197,7 @@ def prototypes_case(d: Draw) -> Case:
 def sinkhorn_case(d: Draw) -> Case:
     logits = d.rows(d.size(1), d.size(1)).detach()
     options = {"temperature": d.pick(0.05, 0.5), "iterations": d.pick(1, 3, 10)}
-    return Case("prototype_logits", lambda x, impl, **o: sinkhorn(x, **o), sinkhorn_reference, [logits], {}, options)
+    return Case("sinkhorn", sinkhorn, sinkhorn_reference, [logits], {}, options)
 
 
 def koleo_case(d: Draw) -> Case:

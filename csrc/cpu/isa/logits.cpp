@@ -9,15 +9,31 @@ namespace {
 constexpr int64_t kBlock = 1024;  // numbers added up in T
 
 template <typename T>
+T highest_of(Vec<T> lanes) {
+  T found = lanes[0];
+  for (int lane = 1; lane < kLanes<T>; ++lane) found = lanes[lane] > found ? lanes[lane] : found;
+  return found;
+}
+
+template <typename T>
 T highest(const T* x, int64_t width) {
   Vec<T> most = load(x);
   for (int64_t d = kLanes<T>; d < width; d += kLanes<T>) {
     const Vec<T> next = load(x + d);
     most = next > most ? next : most;
   }
-  T found = most[0];
-  for (int lane = 1; lane < kLanes<T>; ++lane) found = most[lane] > found ? most[lane] : found;
-  return found;
+  return highest_of<T>(most);
+}
+
+template <typename T>
+T scores(T* x, T factor, const T* bias, int64_t width) {
+  Vec<T> most = broadcast<T>(-__builtin_inff());
+  for (int64_t d = 0; d < width; d += kLanes<T>) {
+    const Vec<T> next = load(x + d) * factor + load(bias + d);
+    store(x + d, next);
+    most = next > most ? next : most;
+  }
+  return highest_of<T>(most);
 }
 
 template <typename T>
@@ -33,6 +49,19 @@ double exponentials(const T* x, T highest, int64_t width, T* e) {
     total += sum<T>(sums);
   }
   return total;
+}
+
+// How far (in powers of two) a number may exceed its column's offset: sums of 2^40 are far from overflow.
+constexpr int kSlack = 40;
+
+template <typename T>
+void add_exponentials(const T* x, int64_t width, T* offset, T* sums) {
+  for (int64_t d = 0; d < width; d += kLanes<T>) {
+    const Vec<T> next = load(x + d), old = load(offset + d);
+    const Vec<T> chosen = next > old + static_cast<T>(kSlack) ? next : old;
+    store(sums + d, load(sums + d) * exp2<T>(old - chosen) + exp2<T>(next - chosen));
+    store(offset + d, chosen);
+  }
 }
 
 template <typename T>
@@ -55,7 +84,7 @@ void gradient(const T* weights, T factor, T coef, int64_t width, T* e) {
 
 template <typename T>
 constexpr Logits<T> table() {
-  return {highest<T>, exponentials<T>, cross<T>, gradient<T>};
+  return {highest<T>, scores<T>, exponentials<T>, add_exponentials<T>, cross<T>, gradient<T>};
 }
 
 }  // namespace
