@@ -119,7 +119,11 @@ def test_the_registered_ops_keep_torchs_rules() -> None:
         (torch.ones(3, 2).int(), {}, "logits must be floating point.*int32"),
         (torch.ones(3, 2), {"temperature": 0}, "temperature must be positive, got 0"),
         (torch.ones(3, 2), {"iterations": 0}, "iterations must be at least 1, got 0"),
-        (torch.ones(3, 2), {"impl": "cuda"}, "impl of sinkhorn must be 'auto' or one of triton, cpp, reference, got 'cuda'"),
+        (
+            torch.ones(3, 2),
+            {"impl": "cuda"},
+            "impl of sinkhorn must be 'auto' or one of triton, cpp, reference, got 'cuda'",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(logits: Tensor, options: dict[str, Any], message: str) -> None:
