@@ -19,6 +19,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_every_op_is_timed_beside_its_equation(tmp_path: Path) -> None:
     output = tmp_path / "book.csv"
     time_ops.main(["--device", "cpu", "--small", "--seconds", "300", "--output", str(output)])

@@ -122,6 +122,7 @@ def test_wrong_arguments_are_named() -> None:
         distributed.initialize("tpu")
 
 
+@pytest.mark.nightly
 def test_initialize_joins_the_ranks_of_torchrun(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
     script.write_text(

@@ -141,7 +141,7 @@ def test_a_deleted_folder_is_made_again(two: Checkpoints):
     ("step", "moment"),
     [
         (30, "within or after"),
-        (20, "before"),
+        pytest.param(20, "before", marks=pytest.mark.nightly),
         pytest.param(30, "before", marks=pytest.mark.nightly),
         pytest.param(20, "within or after", marks=pytest.mark.nightly),
     ],

@@ -223,7 +223,7 @@ def test_killed_and_continued_from_the_checkpoint_before_a_damaged_one(tmp_path:
     assert_same(Outcome.of(tmp_path), reference)
 
 
-@pytest.mark.parametrize("workers", [(2, 0), (0, 1), (1, 2)])
+@pytest.mark.parametrize("workers", [*(pytest.param(w, marks=pytest.mark.nightly) for w in ((2, 0), (0, 1))), (1, 2)])
 def test_continued_with_another_number_of_workers(workers: tuple[int, int], tmp_path: Path, references):
     reference, _ = references("simclr")
     child = start(lambda: run("simclr", tmp_path, workers[0]))

@@ -77,6 +77,7 @@ def top1(cvrl: CVRL, gallery: Videos, queries: Videos) -> float:
     return float(knn_accuracy(train.h, train.labels, test.h, test.labels, 1, 0.07)["top1"])
 
 
+@pytest.mark.nightly
 def test_it_learns_from_real_clips(sets: tuple[Videos, Videos, Videos]) -> None:
     videos, gallery, queries = sets
     cvrl, losses = method(), []

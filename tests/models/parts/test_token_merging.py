@@ -128,6 +128,7 @@ def test_bf16(build: Build) -> None:
     assert nn.functional.cosine_similarity(low.float(), backbone(x)).min() > 0.9
 
 
+@pytest.mark.nightly
 def test_exported_to_onnx(build: Build, tmp_path: Path) -> None:
     backbone, x = build("eva", merge_tokens="6,0,0,6").eval(), images("eva", 3)
     side = x.shape[-1]
