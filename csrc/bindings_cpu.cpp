@@ -24,7 +24,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("prototypes", taking_tensors(&ssl_fast::prototypes), unlocked());
   m.def("prototype_logits_forward", taking_tensors(&ssl_fast::prototype_logits_forward), unlocked());
   m.def("prototype_logits", taking_tensors(&ssl_fast::prototype_logits), unlocked());
+  m.def("token_weights", taking_tensors(&ssl_fast::token_weights), unlocked());
   m.def("sinkhorn_column_logs", taking_tensors(&ssl_fast::sinkhorn_column_logs), unlocked());
+  m.def("sinkhorn_balance", taking_tensors(&ssl_fast::sinkhorn_balance), unlocked());
   m.def("sinkhorn_assignments", taking_tensors(&ssl_fast::sinkhorn_assignments), unlocked());
   m.def("koleo_neighbours", taking_tensors(&ssl_fast::koleo_neighbours), unlocked());
   m.def("byol_forward", taking_tensors(&ssl_fast::byol_forward), unlocked());
@@ -32,6 +34,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("barlow_twins", taking_tensors(&ssl_fast::barlow_twins), unlocked());
   m.def("vicreg", taking_tensors(&ssl_fast::vicreg), unlocked());
   m.def("margin_softmax", taking_tensors(&ssl_fast::margin_softmax), unlocked());
+  m.def("adaface_margins", taking_tensors(&ssl_fast::adaface_margins), unlocked());
   m.def("margin_targets", taking_tensors(&ssl_fast::margin_targets), unlocked());
   m.def("margin_loss", taking_tensors(&ssl_fast::margin_loss), unlocked());
   m.def("clip_loss_forward", taking_tensors(&ssl_fast::clip_loss_forward), unlocked());

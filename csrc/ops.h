@@ -129,6 +129,12 @@ void prototype_logits(Address student, int student_dtype, Address teacher, int t
                       Address value,     // []
                       Address dstudent,  // [S, N, K] or 0
                       bool in_float64, int threads);
+// 1 / (true entries of its row of masks) for each of the M true entries in their order; returns how many there are, and
+// writes nothing where that is not M.
+int64_t token_weights(Address masks,  // [B, P] bool
+                      int64_t B, int64_t P, int64_t M,
+                      Address weights,  // [M]
+                      bool in_float64);
 // log sum_m exp(<terms_m, columns_r> inv_temperature + bias_m)
 void prototypes_log_sums(Address terms,  // [M, D]
                          int terms_dtype,
@@ -144,6 +150,10 @@ void sinkhorn_column_logs(Address logits, int dtype, int64_t N, int64_t K, doubl
                           Address log_v,  // [K] or 0
                           Address logs,   // [K]
                           int threads);
+// Minus the former, `iterations` times over, the first without log_v.
+void sinkhorn_balance(Address logits, int dtype, int64_t N, int64_t K, double inv_temperature, int iterations,
+                      Address log_v,  // [K]
+                      int threads);
 // The softmax over k of x_n inv_temperature + log_v.
 void sinkhorn_assignments(Address logits, int dtype, int64_t N, int64_t K, double inv_temperature,
                           Address log_v,  // [K]
@@ -218,6 +228,12 @@ void margin_softmax(Address x,  // [N, D]
 int64_t margin_targets(Address labels,  // [N] int64
                        int64_t N, int64_t C, int64_t ignored, int64_t left_out,
                        Address target);  // [N] int64
+// AdaFace's m2 and m3 of each row from its length, float64 where x is, else float32.
+void adaface_margins(Address x,  // [N, D]
+                     int dtype, int64_t N, int64_t D, double norm_mean, double norm_std, double margin,
+                     double concentration,
+                     Address row_margins,  // [2, N]
+                     int threads);
 // A loss with a margin over all samples and classes (one number at least each): mean or sum over the rows whose target
 // is not negative and, unless dx is 0, its gradients. Equations: ssl_fast/ops/margins.py.
 void margin_loss(Address x,  // [N, D]

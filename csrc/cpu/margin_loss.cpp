@@ -122,7 +122,40 @@ void objective(const Classes& k, int64_t C, double scale, double hardness, bool 
   if (dscale != nullptr) *dscale = static_cast<T>(of_scale);
 }
 
+// A length between these counts in AdaFace's quality, and its deviation is not below kLeastDeviation.
+constexpr double kShortest = 1e-3, kLongest = 100, kLeastDeviation = 1e-3;
+
+template <typename T>
+void row_margins_of(Address x, DType dtype, int64_t N, int64_t D, double mean, double deviation, double margin,
+                    double concentration, T* row_margins, int threads) {
+  const Tiles<T>& t = tiles<T>();
+  const int64_t ld = row_stride(t, D), num_tasks = (N + kRowsEach - 1) / kRowsEach;
+  Buffer<T> scratch(std::min<int64_t>(threads, num_tasks) * ld);
+  parallel_for(threads, num_tasks, [&](int64_t task, int slot) {
+    for (int64_t i = task * kRowsEach; i < std::min(N, (task + 1) * kRowsEach); ++i) {
+      T length;
+      t.load_rows(reinterpret_cast<const void*>(x + i * D * bytes_of(dtype)), dtype, 1, D, false,
+                  scratch.get() + slot * ld, ld, &length);
+      // As torch clamps: a NaN stays one.
+      const double held = length < kShortest ? kShortest : length > kLongest ? kLongest : length;
+      const double standing = (held - mean) / (deviation + kLeastDeviation) * concentration;
+      const double quality = standing < -1 ? -1 : standing > 1 ? 1 : standing;
+      row_margins[i] = static_cast<T>(-margin * quality);
+      row_margins[N + i] = static_cast<T>(margin * quality + margin);
+    }
+  });
+}
+
 }  // namespace
+
+void adaface_margins(Address x, int dtype, int64_t N, int64_t D, double norm_mean, double norm_std, double margin,
+                     double concentration, Address row_margins, int threads) {
+  const auto run = [&](auto zero) {
+    row_margins_of(x, static_cast<DType>(dtype), N, D, norm_mean, norm_std, margin, concentration,
+                   reinterpret_cast<decltype(zero)*>(row_margins), threads);
+  };
+  static_cast<DType>(dtype) == DType::float64 ? run(0.0) : run(0.0f);
+}
 
 int64_t margin_targets(Address labels, int64_t N, int64_t C, int64_t ignored, int64_t left_out, Address target) {
   const auto* label = reinterpret_cast<const int64_t*>(labels);

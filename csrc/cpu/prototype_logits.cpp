@@ -130,6 +130,22 @@ void prototype_logits(Address student, int student_dtype, Address teacher, int t
   in_float64 ? run(0.0) : run(0.0f);
 }
 
+int64_t token_weights(Address masks, int64_t B, int64_t P, int64_t M, Address weights, bool in_float64) {
+  const auto* mask = reinterpret_cast<const bool*>(masks);
+  const int64_t found = std::count(mask, mask + B * P, true);
+  if (found != M) return found;
+  for (int64_t b = 0, m = 0; b < B; ++b, mask += P) {
+    const int64_t num_masked = std::count(mask, mask + P, true);
+    if (in_float64) {
+      std::fill_n(reinterpret_cast<double*>(weights) + m, num_masked, 1.0 / num_masked);
+    } else {
+      std::fill_n(reinterpret_cast<float*>(weights) + m, num_masked, 1.0f / num_masked);
+    }
+    m += num_masked;
+  }
+  return found;
+}
+
 void prototypes(Address student, int student_dtype, Address weight, int weight_dtype, Address teacher,
                 int teacher_dtype, Address weight_teacher, int weight_teacher_dtype, int64_t S, int64_t T, int64_t N,
                 int64_t K, int64_t D, Address bias, Address sample_weight, bool average, double total, double count,

@@ -76,6 +76,19 @@ void column_logs(const Rows<T>& rows, const T* log_v, T* logs, int threads) {
   });
 }
 
+// All iterations: each log v is minus the logarithms of the last; a prototype that no sample has begins at 0.
+template <typename T>
+void balance(Address logits, DType dtype, int64_t N, int64_t K, double inv_temperature, int iterations, T* log_v,
+             int threads) {
+  Buffer<T> logs(K);
+  for (int step = 0; step < iterations; ++step) {
+    const T* last = step == 0 ? nullptr : log_v;
+    const Rows<T> rows(logits, dtype, N, K, inv_temperature, last);
+    column_logs(rows, last, logs.get(), threads);
+    for (int64_t k = 0; k < K; ++k) log_v[k] = step == 0 && logs[k] == -INFINITY ? T(0) : -logs[k];
+  }
+}
+
 template <typename T>
 void assignments(const Rows<T>& rows, T* q, int threads) {
   Buffer<T> scratch(std::min<int64_t>(threads, rows.N) * rows.ld);
@@ -96,6 +109,15 @@ void sinkhorn_column_logs(Address logits, int dtype, int64_t N, int64_t K, doubl
     const auto* v = reinterpret_cast<const T*>(log_v);
     const Rows<T> rows(logits, static_cast<DType>(dtype), N, K, inv_temperature, v);
     column_logs(rows, v, reinterpret_cast<T*>(logs), threads);
+  };
+  static_cast<DType>(dtype) == DType::float64 ? run(0.0) : run(0.0f);
+}
+
+void sinkhorn_balance(Address logits, int dtype, int64_t N, int64_t K, double inv_temperature, int iterations,
+                      Address log_v, int threads) {
+  const auto run = [&](auto zero) {
+    balance(logits, static_cast<DType>(dtype), N, K, inv_temperature, iterations,
+            reinterpret_cast<decltype(zero)*>(log_v), threads);
   };
   static_cast<DType>(dtype) == DType::float64 ? run(0.0) : run(0.0f);
 }

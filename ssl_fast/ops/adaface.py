@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ssl_fast.distributed import Group
 from ssl_fast.ops import contract
+from ssl_fast.ops.dispatch import choose
 from ssl_fast.ops.margin_loss import margin_loss
 from ssl_fast.ops.margin_softmax import margin_softmax_reference
 from ssl_fast.ops.margins import Margin
@@ -47,8 +48,27 @@ def adaface_margins(
 ) -> Tensor:
     """What is added to each sample's angle and taken from its cosine, [2, N]."""
     norms = contract.widened(x.detach()).norm(dim=1).clamp(1e-3, 100)
-    quality = ((norms - norm_mean) / (norm_std + 1e-3) * concentration).clamp(-1, 1)
+    deviation = norm_std.to(norms.dtype) + 1e-3
+    quality = ((norms - norm_mean) / deviation * concentration).clamp(-1, 1)
     return torch.stack((-margin * quality, margin * quality + margin))
+
+
+def _row_margins(
+    x: Tensor,  # [N, D]
+    norm_mean: Tensor,  # []
+    norm_std: Tensor,  # []
+    margin: float,
+    concentration: float,
+    impl: str,
+) -> Tensor:
+    """The same by the kernels, where they have it: a dozen small operations in one."""
+    contract.check_rows("x", x)
+    if contract.plainly():
+        kernel = choose("margin_softmax", impl, x)
+        if hasattr(kernel, "adaface_margins"):
+            found: Tensor = kernel.adaface_margins(x, float(norm_mean), float(norm_std), margin, concentration)
+            return found
+    return adaface_margins(x, norm_mean, norm_std, margin, concentration)
 
 
 @torch.no_grad()
@@ -104,5 +124,5 @@ def adaface(
 
     Reference: Kim et al. 2022, arXiv:2204.00964, Eq. 12-14.
     """
-    rows = adaface_margins(x, norm_mean, norm_std, margin, concentration)
+    rows = _row_margins(x, norm_mean, norm_std, margin, concentration, options.get("impl", "auto"))
     return margin_loss(x, weight, labels, Margin(), row_margins=rows, **options)

@@ -106,9 +106,11 @@ def dino_loss(
     pairs.check(student, teacher, weight_student, weight_teacher)
     contract.check_weight(weight, student, 1)
     weight_student, weight_teacher = unit_prototypes(weight_student, weight_teacher, normalize_prototypes)
-    rows = teacher.detach().flatten(0, 1)
-    bias = teacher_bias(rows, weight_teacher, center, teacher_temperature, sinkhorn_iterations, group, impl)
-    bias = None if bias is None else bias.expand(len(teacher), -1)
+    bias = None
+    if center is not None:
+        rows = teacher.detach().flatten(0, 1)
+        bias = teacher_bias(rows, weight_teacher, center, teacher_temperature, sinkhorn_iterations, group, impl)
+        bias = bias.expand(len(teacher), -1)
     return compare(student, weight_student, teacher, weight_teacher, bias, weight, pairs)
 
 
@@ -130,17 +132,16 @@ def unit_prototypes(
 STORED_LOGITS = 1 << 23
 
 
-@torch.no_grad()
 def teacher_bias(
-    teacher: Tensor,  # [M, D], or logits [M, K]
+    teacher: Tensor,  # [M, D], or logits [M, K], constants
     weight_teacher: Tensor | None,  # [K, D]
-    center: Center,  # [K], or "sinkhorn"
+    center: Tensor | str,  # [K], or "sinkhorn"
     temperature: float,
     iterations: int,
     group: Group,
     impl: str,
-) -> Tensor | None:
-    """What is added to the teacher's logits / temperature before the softmax, [K]."""
+) -> Tensor:
+    """What is added to the teacher's logits / temperature before the softmax, [K], a constant."""
     num_prototypes = teacher.shape[1] if weight_teacher is None else len(weight_teacher)
     if isinstance(center, Tensor):
         if center.shape != (num_prototypes,) or not center.is_floating_point():
@@ -149,8 +150,6 @@ def teacher_bias(
                 f"got {center.dtype} of shape {list(center.shape)}"
             )
         return contract.widened(center.detach()) / -temperature
-    if center is None:
-        return None
     if center != "sinkhorn":
         raise ValueError(f"center must be a tensor, 'sinkhorn' or None, got {center!r}")
     check_settings(temperature, iterations)

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from ssl_fast.distributed import Group
+from ssl_fast.ops import contract
 from ssl_fast.ops.dino import Center, teacher_bias, unit_prototypes
+from ssl_fast.ops.dispatch import choose
 from ssl_fast.ops.loss_module import LossModule
-from ssl_fast.ops.prototypes import Pairs, compare, prototypes_reference
+from ssl_fast.ops.prototypes import Pairs, compare, prototypes_reference, result_dtype
 
 
 def ibot_reference(
@@ -35,8 +37,8 @@ def ibot_reference(
         None if center is None else center[None] / -teacher_temperature,
         student_temperature=student_temperature, teacher_temperature=teacher_temperature, skip_same=False,
     )  # fmt: skip
-    num_masked = masks.sum(1, keepdim=True).clamp_min(1)
-    weight = (1 / num_masked).expand_as(masks)[masks]
+    num_masked = masks.sum(1, keepdim=True)
+    weight = (1 / num_masked.double()).expand_as(masks)[masks]
     return (loss * weight.to(loss.dtype)).sum() / len(masks)
 
 
@@ -98,25 +100,36 @@ def ibot_loss(
             raise ValueError(f"{name} must have shape [M, D], got {list(rows.shape)}")
     pairs = Pairs(student_temperature, teacher_temperature, False, group, grad_reduce, reduction, impl)
     pairs.check(student[None], teacher[None], weight_student, weight_teacher)
-    weight = _token_weights(masks, len(student))
+    weight = _token_weights(masks, student, impl)
     weight_student, weight_teacher = unit_prototypes(weight_student, weight_teacher, normalize_prototypes)
-    rows = teacher.detach()
-    bias = teacher_bias(rows, weight_teacher, center, teacher_temperature, sinkhorn_iterations, group, impl)
-    bias = None if bias is None else bias[None]
+    bias = None
+    if center is not None:
+        settings = (center, teacher_temperature, sinkhorn_iterations, group, impl)
+        bias = teacher_bias(teacher.detach(), weight_teacher, *settings)[None]
     return compare(student[None], weight_student, teacher[None], weight_teacher, bias, weight, pairs, len(masks))
 
 
-@torch.no_grad()
-def _token_weights(masks: Tensor, num_tokens: int) -> Tensor:
-    """1 / (masked tokens of its image) for each token, [M]. `output_size` saves a GPU the wait for M."""
+def _token_weights(
+    masks: Tensor,  # [B, ...] bool
+    tokens: Tensor,  # [M, D]
+    impl: str,
+) -> Tensor:
+    """1 / (masked tokens of its image) for each token, [M]."""
     if masks.dim() < 2 or masks.dtype != torch.bool:
         raise ValueError(f"masks must be bool of shape [B, P], got {masks.dtype} of shape {list(masks.shape)}")
-    num_masked = masks.flatten(1).sum(1)
-    if masks.device.type == "cpu" and not torch.compiler.is_compiling() and int(num_masked.sum()) != num_tokens:
-        raise ValueError(
-            f"masks must have as many true entries as there are tokens, {num_tokens}, got {num_masked.sum()}"
-        )
-    return torch.repeat_interleave(1 / num_masked.clamp_min(1), num_masked, output_size=num_tokens)
+    num_tokens, dtype, plain = tokens.shape[0], result_dtype(tokens), masks.is_cpu and contract.plainly()
+    kernel = choose("prototype_logits", impl, tokens) if plain else None
+    weights: Tensor
+    if kernel is not None and hasattr(kernel, "token_weights"):
+        weights, found = kernel.token_weights(masks, num_tokens, dtype)
+    else:
+        num_masked = masks.flatten(1).sum(1)
+        found = int(num_masked.sum()) if plain else num_tokens
+        # Nobody asks for that of an image without tokens. `output_size` saves a GPU the wait for M.
+        weights = num_masked.to(dtype).reciprocal_().repeat_interleave(num_masked, output_size=found)
+    if found != num_tokens:
+        raise ValueError(f"masks must have as many true entries as there are tokens, {num_tokens}, got {found}")
+    return weights
 
 
 class IBOTLoss(LossModule):

@@ -91,6 +91,11 @@ def balance_logits(
     impl: str = "auto",
 ) -> Tensor:
     """log v [K]: softmax over k of x / temperature + log v gives Q. The arguments are those of `sinkhorn`."""
+    if group is None and contract.plainly():
+        kernel = choose("sinkhorn", impl, logits)
+        if hasattr(kernel, "balance"):
+            found: Tensor = kernel.balance(logits, 1 / temperature, iterations)
+            return found
     run = torch.ops.ssl_fast.sinkhorn_column_logs if contract.under_tracing() else _column_logs
     return balance(lambda log_v: run(logits, log_v, 1 / temperature, impl), iterations, group)
 

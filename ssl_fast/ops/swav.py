@@ -102,8 +102,8 @@ def swav_loss(
     _check_queue(queue, fixed)
     prototypes, weight_teacher = unit_prototypes(prototypes, prototypes, normalize_prototypes)
     balanced = fixed if queue is None else torch.cat((fixed, queue.detach().to(fixed.dtype)), 1)
-    biases = [teacher_bias(rows, weight_teacher, "sinkhorn", epsilon, iterations, group, impl) for rows in balanced]
-    bias = torch.stack([bias for bias in biases if bias is not None])
+    settings = ("sinkhorn", epsilon, iterations, group, impl)
+    bias = torch.stack([teacher_bias(rows, weight_teacher, *settings) for rows in balanced])
     return compare(views, prototypes, fixed, weight_teacher, bias, weight, pairs)
 
 

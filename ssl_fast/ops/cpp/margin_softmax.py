@@ -51,6 +51,23 @@ def backward(
     return _run(x, weight, target, negatives, normalize, True, (None, pull, coef), lse, True)
 
 
+def adaface_margins(
+    x: Tensor,  # [N, D]
+    norm_mean: float,
+    norm_std: float,
+    margin: float,
+    concentration: float,
+) -> Tensor:
+    """m2 and m3 of each row, [2, N]; at least fp32."""
+    x = x.contiguous()
+    N, D = x.shape
+    rows = torch.empty((2, N), dtype=result_dtype(x.dtype))
+    module().adaface_margins(
+        x, DTYPES[x.dtype], N, D, norm_mean, norm_std, margin, concentration, rows, torch.get_num_threads()
+    )
+    return rows
+
+
 def targets(
     labels: Tensor,  # [N] int64
     num_classes: int,

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ssl_fast.ops.cpp import DTYPES, module, result_dtype, scalar_beside, unavailable
 
-__all__ = ["forward", "objective", "unavailable"]
+__all__ = ["forward", "objective", "token_weights", "unavailable"]
 
 
 def forward(
@@ -61,3 +61,16 @@ def objective(
         torch.get_num_threads(),
     )  # fmt: skip
     return value, dstudent, None
+
+
+def token_weights(
+    masks: Tensor,  # [B, ...] bool
+    num_tokens: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, int]:
+    """1 / (masked tokens of its image) for each masked token, [M]; and how many there are, which should be M."""
+    masks = masks.contiguous()
+    B = masks.shape[0]
+    weights = torch.empty(num_tokens, dtype=dtype)
+    in_float64 = dtype == torch.float64
+    return weights, module().token_weights(masks, B, masks.numel() // max(B, 1), num_tokens, weights, in_float64)

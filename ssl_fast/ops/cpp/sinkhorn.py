@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ssl_fast.ops.cpp import DTYPES, module, result_dtype, unavailable
 
-__all__ = ["assignments", "column_logs", "unavailable"]
+__all__ = ["assignments", "balance", "column_logs", "unavailable"]
 
 
 def column_logs(
@@ -21,6 +21,21 @@ def column_logs(
         logits, DTYPES[logits.dtype], *logits.shape, inv_temperature, log_v, logs, torch.get_num_threads()
     )
     return logs
+
+
+def balance(
+    logits: Tensor,  # [N, K]
+    inv_temperature: float,
+    iterations: int,
+) -> Tensor:
+    """log v [K] after all iterations, in one call."""
+    logits = logits.contiguous()
+    N, K = logits.shape
+    log_v = torch.empty(K, dtype=result_dtype(logits.dtype))
+    module().sinkhorn_balance(
+        logits, DTYPES[logits.dtype], N, K, inv_temperature, iterations, log_v, torch.get_num_threads()
+    )
+    return log_v
 
 
 def assignments(

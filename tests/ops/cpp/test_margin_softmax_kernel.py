@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_fast.ops.adaface import adaface_margins
 from ssl_fast.ops.class_panels import Negatives
 from ssl_fast.ops.cpp import margin_softmax
 
@@ -133,3 +134,23 @@ def test_survives_fork(threads: None) -> None:
 
 def test_too_many_centres_are_refused() -> None:
     assert "at most 192 sub-centres" in str(margin_softmax.unavailable(torch.ones(1, 2), torch.ones(1, 193, 2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (17, 33), (0, 5)], ids=str)
+def test_adaface_margins_are_the_equation(isa: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(1)
+    x = (
+        torch.randn(shape, generator=random, dtype=torch.float64)
+        .mul(torch.logspace(-5, 3, shape[0])[:, None])
+        .to(dtype)
+    )
+    found = margin_softmax.adaface_margins(x, 1.5, 0.7, 0.4, 0.333)
+    expected = adaface_margins(x.double(), *torch.tensor([1.5, 0.7], dtype=torch.float64), 0.4, 0.333)
+    assert found.shape == (2, len(x)) and found.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-15 if dtype == torch.float64 else 1e-6)
+
+
+def test_adaface_margin_of_nan_is_nan(isa: str) -> None:
+    found = margin_softmax.adaface_margins(torch.tensor([[1.0, torch.nan], [1.0, 2.0]]), 1.0, 1.0, 0.4, 0.333)
+    assert found.isnan().tolist() == [[True, False], [True, False]]

@@ -151,3 +151,14 @@ def test_survives_fork(threads: None) -> None:
     if child == 0:
         os._exit(0 if all(map(torch.equal, run(prototypes, tensors), expected)) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_weights_of_masked_tokens(dtype: torch.dtype) -> None:
+    masks = torch.tensor([[[1, 0], [1, 1]], [[0, 0], [0, 0]], [[0, 1], [0, 0]]], dtype=torch.bool)
+    weights, found = prototype_logits.token_weights(masks, 4, dtype)
+    assert found == 4
+    torch.testing.assert_close(weights, torch.tensor([1 / 3, 1 / 3, 1 / 3, 1], dtype=dtype), rtol=1e-7, atol=0)
+    strided = masks.transpose(1, 2).flatten(1).repeat(1, 2)[:, ::2]
+    assert prototype_logits.token_weights(strided, 7, dtype)[1] == int(strided.sum())
+    assert prototype_logits.token_weights(masks[:0], 0, dtype)[1] == 0

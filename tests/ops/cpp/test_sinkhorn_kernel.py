@@ -74,3 +74,15 @@ def test_nan_is_not_hidden_and_a_masked_logit_takes_no_part(isa: str) -> None:
     kept = kernel.column_logs(masked, INV, None)
     assert kept[7] == -torch.inf
     torch.testing.assert_close(torch.cat((kept[:7], kept[8:])), kernel.column_logs(without, INV, None))
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+def test_all_iterations_are_the_passes_one_after_the_other(isa: str, iterations: int) -> None:
+    logits, _ = drawn((33, 70), torch.float32)
+    logits[:, 7] = -torch.inf  # a prototype that no sample has
+    log_v = kernel.column_logs(logits, INV, None).neg()
+    log_v[7] = 0.0
+    for _ in range(iterations - 1):
+        log_v = -kernel.column_logs(logits, INV, log_v)
+    found = kernel.balance(logits, INV, iterations)
+    torch.testing.assert_close(found, log_v, rtol=0, atol=0, equal_nan=True)
