@@ -4,7 +4,8 @@
 
 At this size a kernel takes a few microseconds, so the time is that of Python, torch's dispatcher and autograd. The
 empty Function is an autograd.Function of two inputs that computes nothing, keeps both and their gradients, and hands
-these out: what no recorded op can go below. `forward` is without gradients (of the Function: with its recording).
+these out: what no recorded op can go below. The kernel alone is the same Function around nt_xent's kernel, without one
+check or choice: what no op of ours can. `forward` is without gradients (of these two: with their recording).
 Providers take turns; each number is the median of all rounds, of the processor's time in this process: what else the
 machine does plays less of a part. `over_empty_us` is what an op adds, `over_empty` that as a part of the Function's.
 """
@@ -22,6 +23,7 @@ from torch import Tensor
 
 import ssl_fast as sf
 from benchmarks.record import write
+from ssl_fast.ops.cpp import module
 
 SAMPLES, DIM, CLASSES, QUEUE = 8, 16, 10, 32
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -39,6 +41,20 @@ class Empty(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Any) -> tuple[Tensor, Tensor]:
         _, _, da, db = ctx.saved_tensors
         return da, db
+
+
+class KernelAlone(torch.autograd.Function):
+    """NT-Xent of two views by the bare binding, for these very sizes."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        value, da, db = a.new_empty(()), torch.empty_like(a), torch.empty_like(b)
+        options = (2, None, -100, None, 10.0, True, False, True)
+        module().self_contrast(a, b, 0, 2 * SAMPLES, DIM, *options, value, da, db, None, None, 1)
+        ctx.save_for_backward(a, b, da, db)
+        return value
+
+    backward = Empty.backward
 
 
 def inputs(op: str) -> tuple[Tensor, Tensor]:
@@ -96,6 +112,8 @@ def measure(rounds: int, repeats: int) -> list[dict[str, Any]]:
     plain = {op: inputs(op) for op in ("none", *losses())}
     leaves = {op: tuple(t.clone().requires_grad_() for t in given) for op, given in plain.items()}
     contenders: dict[tuple[str, str], Loss] = {("none", "empty Function"): Empty.apply}
+    if sf.backends()["nt_xent"]["cpp"] == "available":
+        contenders["none", "kernel alone"] = KernelAlone.apply
     contenders |= {(op, name): f for op, loss in losses().items() for name, f in providers(op, loss).items()}
     times: dict[tuple[str, str, str], list[float]] = {}
     for _ in range(rounds):
