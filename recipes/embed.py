@@ -100,8 +100,15 @@ def save_parquet(path: Path, columns: dict[str, Any]) -> None:
         "h": pyarrow.FixedSizeListArray.from_arrays(h.reshape(-1), h.shape[1]),
     }
     if "labels" in columns:
-        table["label"] = columns["classes"][columns["labels"]]
+        table["label"] = named(columns["labels"], columns["classes"])
     pyarrow.parquet.write_table(pyarrow.table(table), path)
+
+
+def named(labels: np.ndarray, classes: np.ndarray) -> list[Any]:
+    """The class of each sample, None where it is not known; of several a sample, [N, C], a list each."""
+    if labels.ndim == 2:
+        return [classes[row > 0].tolist() for row in labels]
+    return [str(classes[label]) if label >= 0 else None for label in labels.tolist()]
 
 
 def main(config: EmbedConfig) -> None:

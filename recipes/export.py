@@ -25,7 +25,7 @@ from ssl_fast.export.parity import BATCHES
 from ssl_fast.models.backbone import load_backbone
 from ssl_fast.models.classifier import CLASSES, WEIGHTS, Classifier, load_head
 from ssl_fast.models.torchvision_weights import save_torchvision
-from ssl_fast.train.inputs import backbone_files, data_options, evaluation_view, find_input, saved_group
+from ssl_fast.train.inputs import backbone_files, check_channels, data_options, evaluation_view, find_input, saved_group
 from ssl_fast.train.recipe import run_stage
 from ssl_fast.train.run import Stage
 
@@ -64,6 +64,7 @@ def real_images(config: ExportStageConfig, preprocessing: dict[str, Any]) -> Ten
         raise ValueError(
             f"images: expected {max(BATCHES)} or more test images, got {len(dataset)}; or use images=noise"
         )
+    check_channels(dataset, evaluation_view(preprocessing))
     options = {"batch_size": max(BATCHES), "seed": 0, "shuffle": False, "drop_last": False}
     loader = Loader(dataset, (evaluation_view(preprocessing),), config.data, **options)
     return next(iter(loader.epoch(0))).views[0]

@@ -21,16 +21,17 @@ from torch import nn
 from ssl_fast import distributed
 from ssl_fast.config import classes_in, find, launch
 from ssl_fast.data.dataset import Dataset
-from ssl_fast.data.datasets import open_dataset, splits
+from ssl_fast.data.datasets import labelled_dataset, splits
 from ssl_fast.data.loader import Loader
 from ssl_fast.data.views import View
 from ssl_fast.eval.features import extract_features
 from ssl_fast.methods.base import Method
 from ssl_fast.models.backbone import Backbone, BackboneConfig, build_backbone, load_backbone, save_backbone
 from ssl_fast.models.classifier import Classifier, save_head
+from ssl_fast.models.vit import check_sizes
 from ssl_fast.train import inputs
 from ssl_fast.train.checkpoint import Checkpoints
-from ssl_fast.train.inputs import backbone_files, data_options, evaluation_view, find_input, saved_group
+from ssl_fast.train.inputs import backbone_files, check_channels, data_options, evaluation_view, find_input, saved_group
 from ssl_fast.train.recipe import run_stage
 from ssl_fast.train.run import Stage
 from ssl_fast.train.tracking import Tracker
@@ -71,9 +72,7 @@ def starting_point(config: FinetuneConfig, folder: Path | None, train_set: Datas
 def top1_of(method: Method, dataset: Dataset, view: View, config: FinetuneConfig) -> dict[str, Any]:
     """Accuracy of backbone and head on a data set."""
     model = Classifier(method.backbone, method.head)
-    logits = extract_features(model, dataset, view, device=next(model.parameters()).device, loader=config.data)
-    if logits.labels is None:
-        raise ValueError("evaluate: expected a split with labels, got one without")
+    logits = extract_features(model, dataset, view, loader=config.data).labelled()
     return {
         "top1": (logits.h.argmax(1) == logits.labels).double().mean().item(),
         "num_images": len(logits),
@@ -83,11 +82,16 @@ def top1_of(method: Method, dataset: Dataset, view: View, config: FinetuneConfig
 
 
 def finetune(config: FinetuneConfig, folder: Path | None, stage: Stage) -> tuple[dict[str, Any], list[str]]:
-    train_set, test_set = (open_dataset(config.data, split) for split in ("train", config.evaluate))
+    train_set = labelled_dataset(config.data, "train", whole=True)
+    test_set, num = labelled_dataset(config.data, config.evaluate), len(train_set.classes)
+    if config.method.num_classes not in (0, num):
+        raise ValueError(f"method.num_classes: expected 0 or the data set's {num}, got {config.method.num_classes}")
     backbone, eval_view = starting_point(config, folder, train_set)
+    check_channels(train_set, eval_view)
+    check_sizes(backbone.model, {eval_view.size})
     torch.manual_seed(config.train.seed)
     method_class = find(METHODS, config.method.name)
-    method_config = replace(config.method, num_classes=len(train_set.classes), epochs=config.train.epochs)
+    method_config = replace(config.method, num_classes=num, epochs=config.train.epochs)
     method = method_class(method_config, backbone)
     same = {name: getattr(eval_view, name) for name in ("kind", "frames", "stride", "size", "mean", "std")}
     loader = Loader(
@@ -104,19 +108,18 @@ def finetune(config: FinetuneConfig, folder: Path | None, stage: Stage) -> tuple
     )
     monitor = None
     if "val" in splits(config.data) and config.evaluate != "val":
-        monitor = val_monitor(method, open_dataset(config.data, "val"), eval_view, config)
-    trainer = Trainer(
-        method, loader, config.train, checkpoints=Checkpoints(stage.path / "checkpoints"), monitor=monitor
-    )
+        monitor = val_monitor(method, labelled_dataset(config.data, "val"), eval_view, config)
+    saved = Checkpoints(stage.path / "checkpoints")
+    trainer = Trainer(method, loader, config.train, checkpoints=saved, monitor=monitor)
     start, train = trainer.resume(), config.train
     tracker = Tracker(stage.path, train.tensorboard, train.wandb, stage.path.parent.name, asdict(config), start)
     figures = trainer.fit(tracker)
     tracker.close()
     if distributed.rank():
         return {}, []
-    scores = top1_of(method, test_set, eval_view, config)
     save_backbone(stage.path, method.backbone, asdict(eval_view))
     products = save_head(stage.path, method.head, train_set.classes)
+    scores = top1_of(method, test_set, eval_view, config)
     how = {"split": config.evaluate, "start": str(folder or "random"), "frozen": method_config.frozen}
     how |= {"unfreeze_after_epoch": method_config.unfreeze_after_epoch, "epochs": config.train.epochs}
     result = {"top1": scores.pop("top1"), **figures, "engine": loader.engine, "protocol": {**how, **scores}}

@@ -20,8 +20,8 @@ from ssl_fast.config import classes_in, find, launch
 from ssl_fast.data.datasets import open_dataset
 from ssl_fast.data.loader import Loader
 from ssl_fast.data.views import View
-from ssl_fast.eval.features import extract_features, raw_pixels
-from ssl_fast.eval.knn import KNNConfig, knn_accuracy, knn_protocol
+from ssl_fast.eval.baselines import Pair, feature_pair, knn_scores, raw_pair
+from ssl_fast.eval.knn import KNNConfig, knn_protocol
 from ssl_fast.eval.monitor import MonitorConfig, knn_monitor
 from ssl_fast.eval.neighbours import save_neighbours
 from ssl_fast.models.backbone import BackboneConfig, build_backbone, save_backbone
@@ -35,7 +35,6 @@ from ssl_fast.train.tracking import Tracker
 from ssl_fast.train.trainer import TrainConfig, Trainer
 
 METHODS = "ssl_fast.methods.pretrain"
-Pair = tuple[Any, ...]  # features of the training set and of the evaluated split
 
 
 @dataclass
@@ -62,6 +61,8 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Path], stage: Stage) -> t
     method_class = find(METHODS, config.method.name)
     train_set = open_dataset(config.data, "train", method_class.tokenizer(config.method))
     test_set = open_dataset(config.data, config.evaluate)
+    if has_classes := train_set.has_classes and test_set.has_classes:
+        config.knn.check(int((train_set.labels >= 0).sum()))
     backbone_config = replace(config.backbone, in_channels=train_set.channels)
     method_config = replace(config.method, view=fitted(config.method.view, train_set))
     views = tuple(replace(v, mean=train_set.mean, std=train_set.std) for v in method_class.views(method_config))
@@ -87,12 +88,12 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Path], stage: Stage) -> t
         loader,
         config.train,
         checkpoints=Checkpoints(stage.path / "checkpoints"),
-        monitor=knn_monitor(train_set, test_set, eval_view, config.monitor, device=loader.device),
+        monitor=knn_monitor(train_set, test_set, eval_view, config.monitor, device=loader.device, loader=config.data),
     )
     kinds: dict[str, Pair | None] = {}
     if distributed.rank() == 0:
-        kinds["raw_pixels"] = raw_pair(train_set, test_set)
-        kinds["random_init"] = pair(method.backbone, train_set, test_set, eval_view)
+        kinds["raw_pixels"] = raw_pair((train_set, test_set))
+        kinds["random_init"] = feature_pair(method.backbone, (train_set, test_set), eval_view, config.data)
     if config.init:
         start_from(method, inputs["init"])
     start = trainer.resume()
@@ -102,41 +103,25 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Path], stage: Stage) -> t
     tracker.close()
     if distributed.rank():
         return {}, []
-    kinds["learned"] = pair(method.backbone, train_set, test_set, eval_view)
+    kinds["learned"] = feature_pair(method.backbone, (train_set, test_set), eval_view, config.data)
     save_backbone(stage.path, method.backbone, asdict(eval_view))
     products = ["backbone.safetensors", "backbone.json", "neighbours.png", *method.save(stage.path)]
     queries = torch.linspace(0, len(test_set) - 1, 12).long().tolist()
     shown = {name.replace("_", " "): found for name, found in kinds.items() if found}
     save_neighbours(stage.path / "neighbours.png", train_set, test_set, shown, queries)
     protocol = knn_protocol(config.knn, "backbone feature h") | {"split": config.evaluate}
-    result = {**knn_scores(kinds, config.knn), **figures, "engine": loader.engine, "knn_protocol": protocol}
+    result = {
+        **knn_scores(kinds, config.knn, has_classes),
+        **figures,
+        "engine": loader.engine,
+        "knn_protocol": protocol,
+    }
     return result, products
 
 
 def fitted(view: View, data: Any) -> View:
     """The view, where all images have one size, of that size unless one was set; local views follow it."""
     return replace(view, size=view.size if view.size != View.size or data.arrays is None else data.arrays.shape[1])
-
-
-def pair(backbone: Any, train_set: Any, test_set: Any, view: View) -> Pair:
-    return tuple(extract_features(backbone, data, view) for data in (train_set, test_set))
-
-
-def raw_pair(train_set: Any, test_set: Any) -> Pair | None:
-    """Raw pixels are a baseline only where all images have one size, as arrays have."""
-    return (raw_pixels(train_set), raw_pixels(test_set)) if train_set.arrays is not None else None
-
-
-def knn_scores(kinds: dict[str, Pair | None], knn: KNNConfig) -> dict[str, float | None]:
-    """knn_top1 of the learned features and of both baselines; None where samples have not one class each."""
-    scores: dict[str, float | None] = {}
-    for kind in ("learned", "random_init", "raw_pixels"):
-        key = "knn_top1" if kind == "learned" else f"knn_top1_{kind}"
-        scores[key] = None
-        if (found := kinds.get(kind)) and all(part.labels is not None and part.labels.ndim == 1 for part in found):
-            train, test = found
-            scores[key] = knn_accuracy(train.h, train.labels, test.h, test.labels, knn.k, knn.temperature)["top1"]
-    return scores
 
 
 def main(config: PretrainConfig) -> None:

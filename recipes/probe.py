@@ -15,13 +15,13 @@ from typing import Any
 
 from ssl_fast import distributed
 from ssl_fast.config import launch
-from ssl_fast.data.datasets import open_dataset, splits
+from ssl_fast.data.datasets import labelled_dataset, open_dataset, splits
 from ssl_fast.eval.features import Features, extract_features
 from ssl_fast.eval.knn import KNNConfig, knn_accuracy
 from ssl_fast.eval.linear_probe import LinearProbeConfig, linear_probe
 from ssl_fast.models.backbone import load_backbone
 from ssl_fast.models.classifier import save_head
-from ssl_fast.train.inputs import backbone_files, data_options, evaluation_view, find_input, saved_group
+from ssl_fast.train.inputs import backbone_files, check_channels, data_options, evaluation_view, find_input, saved_group
 from ssl_fast.train.recipe import run_stage
 from ssl_fast.train.run import Stage
 
@@ -53,11 +53,8 @@ def probe(config: ProbeConfig, folder: Path, stage: Stage) -> tuple[dict[str, An
     device = distributed.initialize(config.device)
 
     def features(split: str) -> Features:
-        dataset = open_dataset(config.data, split)
-        if not dataset.has_classes:
-            raise ValueError(
-                f"data: a probe needs one label a sample, and the {split} split of {config.data.name} has not"
-            )
+        dataset = labelled_dataset(config.data, split)
+        check_channels(dataset, view)
         return extract_features(
             backbone,
             dataset,
@@ -66,7 +63,7 @@ def probe(config: ProbeConfig, folder: Path, stage: Stage) -> tuple[dict[str, An
             device=device,
             precision=config.precision,
             loader=config.data,
-        )
+        ).labelled()
 
     train, test = features("train"), features(config.evaluate)
     val = features("val") if "val" in splits(config.data) and config.evaluate != "val" else None

@@ -21,6 +21,7 @@ from ssl_fast.data.datasets import open_dataset
 from ssl_fast.data.loader import Loader, choose_engine
 from ssl_fast.data.view_presets import PRESETS
 from ssl_fast.data.views import Batch, View
+from ssl_fast.eval.neighbours import shown
 from ssl_fast.train.inputs import data_options
 from ssl_fast.train.recipe import run_stage
 from ssl_fast.train.run import Stage
@@ -99,7 +100,7 @@ def save_sheet(path: Path, dataset: Any, batch: Batch, views: tuple[View, ...]) 
     from PIL import Image, ImageDraw
 
     def pil(image: np.ndarray) -> Any:
-        return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).convert("RGB")
+        return Image.fromarray(shown(image)).convert("RGB")
 
     height = max(view.size for view in views)
     widths = [height, *(view.size * view.frames for view in views)]
@@ -110,11 +111,11 @@ def save_sheet(path: Path, dataset: Any, batch: Batch, views: tuple[View, ...]) 
         draw.text((left, 1), name, INK)
         for row, index in enumerate(batch.index.tolist()):
             if column:
-                shown = pil(picture(batch.views[column - 1][row], views[column - 1]))
+                cell = pil(picture(batch.views[column - 1][row], views[column - 1]))
             else:
-                shown = pil(dataset.read(index))
-                shown.thumbnail((height, height))
-            sheet.paste(shown, (left, HEADING + row * (height + GAP)))
+                cell = pil(dataset.read(index))
+                cell.thumbnail((height, height))
+            sheet.paste(cell, (left, HEADING + row * (height + GAP)))
     sheet.save(path)
 
 

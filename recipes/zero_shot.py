@@ -72,7 +72,8 @@ def zero_shot(config: ZeroShotConfig, folder: Path, stage: Stage) -> tuple[dict[
     result: dict[str, Any] = {}
     if dataset.has_classes:
         templates = read_templates("templates", config.templates)
-        result |= zero_shot_accuracy(found.h, found.labels, class_embeddings(embed, dataset.classes, templates))
+        known = found.labelled()
+        result |= zero_shot_accuracy(known.h, known.labels, class_embeddings(embed, dataset.classes, templates))
         result["templates"] = list(templates)
     if own_captions:
         result |= recall(dataset, found.h, found.index, embed)

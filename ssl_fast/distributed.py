@@ -17,23 +17,23 @@ Group = dist.ProcessGroup | None
 T = TypeVar("T")
 
 
-def initialize(device: str = "auto", timeout: timedelta = timedelta(minutes=10)) -> torch.device:
+def initialize(device: str = "auto", timeout: timedelta = timedelta(hours=6)) -> torch.device:
     """Joins the ranks that torchrun started, if it did, and returns this rank's device.
 
     The group talks gloo on the CPU and NCCL on GPUs, so that small host-side messages never wait for a CUDA stream.
 
     Args:
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
-        timeout: how long a collective waits for the other ranks.
+        timeout: how long a collective waits for the other ranks: they may have to wait while the first one evaluates
+            all of a large data set. One that died ends the others through torchrun.
 
     Raises:
-        ValueError: the device is none of the three.
-        RuntimeError: "cuda" was asked for and there is no GPU.
+        ValueError: the device is none of the three, or "cuda" was asked for and there is no GPU.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("device='cuda' was asked for, but torch sees no CUDA device")
+        raise ValueError("device='cuda' was asked for, but torch sees no CUDA device")
     on_gpu = device != "cpu" and torch.cuda.is_available()
     chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
     if on_gpu:

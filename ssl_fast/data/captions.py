@@ -83,6 +83,8 @@ def add_captions(dataset: Dataset, source: str, tokenize: Tokenize | None) -> No
     if source:
         if dataset.labels is None or not dataset.has_classes:
             raise ValueError("data.captions: expected a data set with one class a sample, got one without")
+        if unknown := int((dataset.labels < 0).sum()):
+            raise ValueError(f"data.captions: expected a class for every sample, got {unknown} without")
         templates = read_templates("data.captions", "" if source == FROM_CLASSES else source)
         described = [describe(name, templates) for name in dataset.classes]
         dataset.captions = [described[label] for label in dataset.labels.tolist()]

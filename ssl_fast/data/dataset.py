@@ -24,7 +24,8 @@ class Dataset(ABC):
     """A split of a data set.
 
     Attributes:
-        labels: [N] class numbers, [N, C] of 0 and 1 where a sample may have several classes, or None.
+        labels: [N] class numbers, -1 where a sample's class is not known; [N, C] of 0 and 1 where a sample may have
+            several classes; or None.
         classes: the class names.
         channels: C of every image.
         mean, std: per channel, of values in [0, 1].
@@ -69,8 +70,8 @@ class Dataset(ABC):
 
     @property
     def has_classes(self) -> bool:
-        """Whether every sample has one class."""
-        return self.labels is not None and self.labels.ndim == 1
+        """Whether samples have one class each, and it is known of some."""
+        return self.labels is not None and self.labels.ndim == 1 and bool((self.labels >= 0).any())
 
     def fetch(
         self,

@@ -47,7 +47,7 @@ def read_table(path: str, columns: dict[str, list[str]]) -> list[Row]:
 
 def _text(path: str, delimiter: str) -> tuple[list[str], list[Row]]:
     with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
+        reader = csv.DictReader(file, delimiter=delimiter, restval="")
         return list(reader.fieldnames or []), list(reader)
 
 
@@ -90,10 +90,10 @@ def _parquet(path: str, wanted: list[str]) -> tuple[list[str], list[Row]]:
 
 
 def class_numbers(names: list[str]) -> tuple[NDArray[np.int64], list[str]]:  # [N], the class names
-    """One class a row: classes are sorted by name, or by number where all are whole numbers."""
-    unique = set(names)
+    """One class a row, -1 where it is empty: sorted by name, or by number where all are whole numbers."""
+    unique = set(names) - {""}
     classes = sorted(unique, key=int) if all(name.isdecimal() for name in unique) else sorted(unique)
-    numbers = {name: number for number, name in enumerate(classes)}
+    numbers = {name: number for number, name in enumerate(classes)} | {"": -1}
     return np.array([numbers[name] for name in names], dtype=np.int64), classes
 
 

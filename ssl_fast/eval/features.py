@@ -42,6 +42,14 @@ class Features:
     def __len__(self) -> int:
         return len(self.h)
 
+    def labelled(self) -> Features:
+        """The rows whose class is known: without those labelled -1."""
+        if self.labels is None or self.labels.ndim > 1 or bool((self.labels >= 0).all()):
+            return self
+        rows = (self.labels >= 0).nonzero().squeeze(1)
+        names = None if self.names is None else [self.names[i] for i in rows.tolist()]
+        return replace(self, h=self.h[rows], labels=self.labels[rows], names=names, index=self.index[rows])
+
 
 def extract_features(
     backbone: nn.Module,  # images [N, C, H, W], or clips [N, C, T, H, W] -> features [N, F]
@@ -49,7 +57,7 @@ def extract_features(
     view: View,
     *,
     batch_size: int = 256,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     precision: str = "fp32",
     loader: LoaderConfig | None = None,
 ) -> Features:
@@ -60,10 +68,11 @@ def extract_features(
     even places; with `view.clips` above 1 a video's features are the mean over so many.
 
     Args:
-        backbone: moved to `device`; its memory format stays as it is, for a training may go on with it.
+        backbone: its memory format stays as it is, for a training may go on with it.
         dataset: anything that `Loader` takes.
         view: an evaluation view: centre crop, nothing random.
         batch_size: images at a time.
+        device: the backbone is moved there; None: it is used where it is.
         precision: "fp32", or "bf16" for autocast; features come back in fp32 either way.
         loader: engine and workers.
 
@@ -74,6 +83,7 @@ def extract_features(
     _check_view(view)
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected {' or '.join(PRECISIONS)}, got {precision!r}")
+    device = torch.device(device) if device is not None else _device_of(backbone)
     batches = Loader(
         dataset,
         (replace(view, place="even", clips=1),) * view.clips,
@@ -88,8 +98,8 @@ def extract_features(
     h, found = torch.empty(0), torch.zeros(len(dataset), dtype=torch.bool)
     with evaluation_mode(backbone):
         for batch in batches.epoch(0):
-            kind, dtype = torch.device(device).type, PRECISIONS[precision]
-            rows = torch.stack([_forward(backbone, clips, kind, dtype) for clips in batch.views]).mean(dim=0)
+            dtype = PRECISIONS[precision]
+            rows = torch.stack([_forward(backbone, clips, device.type, dtype) for clips in batch.views]).mean(dim=0)
             if not len(h):
                 h = torch.zeros(len(dataset), rows.shape[1])
             index = batch.index.cpu()
@@ -121,6 +131,11 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.training = True
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    first = next(module.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def _forward(
@@ -166,6 +181,8 @@ def _equal_sizes(dataset: Dataset) -> Iterator[Image]:
 def _check_view(view: View) -> None:
     """An evaluation that depends on random crops is not a protocol."""
     random = [name for name in ("flip", "jitter", "grayscale", "blur", "solarize") if getattr(view, name) > 0]
+    if view.policy:
+        random.append(f"policy={view.policy!r}")
     if view.crop != "center":
         random.insert(0, f"crop={view.crop!r}")
     if random:

@@ -30,6 +30,13 @@ class KNNConfig:
     k: int = 20
     temperature: float = 0.07
 
+    def check(self, num_train: int) -> None:
+        """Raises ValueError unless so many training samples can vote."""
+        if not 1 <= self.k <= num_train:
+            raise ValueError(f"knn.k: expected 1 to {num_train} (the training samples), got {self.k}")
+        if self.temperature <= 0:
+            raise ValueError(f"knn.temperature: expected a positive number, got {self.temperature}")
+
 
 def nearest_neighbours(
     train_h: Tensor,  # [N, F]

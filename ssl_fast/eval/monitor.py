@@ -55,9 +55,9 @@ def knn_monitor(
     """
     config = config or MonitorConfig()
     train_part, test_part = Subset.sample(train_set, config.max_train), Subset.sample(test_set, config.max_test)
-    labelled = train_set.has_classes and test_set.has_classes
-    if labelled and len(train_part) < config.k:
-        raise ValueError(f"k: expected at most {len(train_part)} (the monitor's training samples), got {config.k}")
+    labelled = train_part.has_classes and test_part.has_classes
+    if labelled and config.k > (voters := int((np.asarray(train_part.labels) >= 0).sum())):
+        raise ValueError(f"monitor.k: expected at most {voters} (the monitor's training samples), got {config.k}")
 
     def monitor(backbone: nn.Module) -> dict[str, float]:
         def features(part: Subset) -> Features:
@@ -74,7 +74,7 @@ def knn_monitor(
         train = features(train_part)
         values = {"feature_std": feature_std(train.h), "rankme": rankme(train.h)}
         if labelled and train.h.isfinite().all():
-            test = features(test_part)
+            train, test = train.labelled(), features(test_part).labelled()
             scores = knn_accuracy(train.h, train.labels, test.h, test.labels, config.k, config.temperature)
             values["knn_top1"] = float(scores["top1"])
             if config.probe:

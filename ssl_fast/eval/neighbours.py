@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_fast.data.dataset import Dataset
+from ssl_fast.data.dataset import Dataset, Image
 from ssl_fast.eval.features import Features
 from ssl_fast.eval.knn import nearest_neighbours
 
@@ -38,7 +38,7 @@ def save_neighbours(
         kinds: features of both sets by the name to print above them ("raw pixels", "random", "learned"); a tensor has
             a row for each sample, in order.
         queries: sample numbers of the query set to show; one without a row (a broken file) is left out.
-        k: neighbours of each kind.
+        k: neighbours of each kind, or as many as all kinds have.
         size: side of an image in the picture, pixels.
 
     Returns:
@@ -47,12 +47,14 @@ def save_neighbours(
     Raises:
         ValueError: no queries, a query out of range, or features that do not fit the data sets.
     """
-    from PIL import Image, ImageDraw
+    from PIL import Image as Picture
+    from PIL import ImageDraw
 
+    k = min([k, *(len(train) for train, _ in kinds.values())])
     found, queries = _search(train_set, query_set, kinds, queries, k)
     step = size + 2 * _FRAME + _GAP
     block = k * step + _COLUMN_GAP
-    picture = Image.new("RGB", (step + _COLUMN_GAP + block * len(kinds), _HEADING + step * len(queries)), _PAPER)
+    picture = Picture.new("RGB", (step + _COLUMN_GAP + block * len(kinds), _HEADING + step * len(queries)), _PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((_FRAME, 3), "query", _INK)
     for row, query in enumerate(queries):
@@ -115,7 +117,8 @@ def _matches(
     if not (train_set.has_classes and query_set.has_classes):
         return None
     train_y, query_y = torch.tensor(train_set.labels), torch.tensor(query_set.labels)
-    return train_y[index] == query_y[list(queries)][:, None]
+    shown = query_y[list(queries)][:, None]
+    return (train_y[index] == shown) & (shown >= 0)
 
 
 def _paste(picture: Any, image: Any, corner: tuple[int, int], colour: tuple[int, int, int]) -> None:
@@ -125,10 +128,17 @@ def _paste(picture: Any, image: Any, corner: tuple[int, int], colour: tuple[int,
     picture.paste(image, (x + _FRAME, y + _FRAME))
 
 
+def shown(
+    pixels: Image,  # uint8 [H, W, C]
+) -> Image:  # [H, W] or [H, W, 3]
+    """What a picture shows of any number of channels: the first three as colours, of fewer the first as grey."""
+    return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]
+
+
 def _thumbnail(dataset: Dataset, i: int, size: int) -> Any:
     """Sample i as an RGB picture of `size` x `size`: the centred square of the image."""
-    from PIL import Image, ImageOps
+    from PIL import Image as Picture
+    from PIL import ImageOps
 
-    pixels = dataset.read(i)  # uint8 [H, W, C], C 1 or 3
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
-    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    image = Picture.fromarray(shown(dataset.read(i))).convert("RGB")
+    return ImageOps.fit(image, (size, size), Picture.Resampling.BILINEAR)

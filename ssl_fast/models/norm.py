@@ -1,10 +1,13 @@
-"""Normalisation layers that do not mix samples, for runs that must not depend on the batch."""
+"""Normalisation layers that do not mix samples, or mix all ranks' samples."""
 
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
 
 CHANNELS_PER_GROUP = 16  # Wu & He 2018, Table 3: 16 channels a group is as good as 32 groups, and fits narrow networks
 
@@ -43,3 +46,11 @@ def replace_batch_norm(module: nn.Module) -> int:
         else:
             count += replace_batch_norm(child)
     return count
+
+
+def synchronize_batch_norm(module: M) -> M:
+    """`module` with its batch normalisation over all ranks; torch's own conversion drops timm's fused activations."""
+    from timm.layers.norm_act import convert_sync_batchnorm
+
+    converted: M = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    return converted

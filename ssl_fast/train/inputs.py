@@ -78,6 +78,13 @@ def new_evaluation_view(view: View, dataset: Dataset, size: int, clips: int = 1)
     return View("eval", **kind, **fixed, size=size, mean=dataset.mean, std=dataset.std)
 
 
+def check_channels(dataset: Dataset, view: View) -> None:
+    """Raises ValueError unless images have the channels of those that the backbone was trained on."""
+    if dataset.channels != len(view.mean):
+        hint = f"; data.color={'true' if len(view.mean) == 3 else 'false'} changes that of image files"
+        raise ValueError(f"data: the backbone takes {len(view.mean)} channels, got {dataset.channels}{hint}")
+
+
 def saved_group(folder: Path, group: str, options: Mapping[str, type]) -> Any:
     """The configuration that a stage had for a group ("data"), as an instance of its option's dataclass.
 

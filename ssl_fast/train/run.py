@@ -189,7 +189,8 @@ def _open_locked(
 
 def _failed_at_once(path: Path, record: dict[str, Any]) -> bool:
     """Whether the stage failed before it made anything: a corrected command may then begin it anew."""
-    made = {p.name for p in path.iterdir() if not p.name.startswith(".")} - {_STAGE, _CONFIG}
+    files = {p.name for p in path.rglob("*") if p.is_file() and p.stat().st_size and not p.name.startswith(".")}
+    made = files - {_STAGE, _CONFIG}
     return record["status"] == "failed" and not made
 
 

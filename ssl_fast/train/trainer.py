@@ -21,6 +21,7 @@ from ssl_fast.data import meter
 from ssl_fast.data.loader import Loader
 from ssl_fast.data.views import Batch
 from ssl_fast.methods.base import Method
+from ssl_fast.models.norm import synchronize_batch_norm
 from ssl_fast.models.video import channels_last_
 from ssl_fast.optim.config import build_optimizer, scheduled_
 from ssl_fast.optim.schedule import scaled_lr, warmup_cosine
@@ -63,8 +64,11 @@ class TrainConfig:
     wandb: str = "off"  # off | offline | online
 
 
-class Interrupted(Exception):  # noqa: N818  it is no error, like KeyboardInterrupt
-    """SIGTERM or SIGINT arrived; the checkpoint is written. `exit_code` is what the process should end with."""
+class Interrupted(BaseException):
+    """SIGTERM or SIGINT arrived; the checkpoint is written. `exit_code` is what the process should end with.
+
+    No Exception, as KeyboardInterrupt is none: code that passes over a broken file must not pass over it.
+    """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"interrupted by signal {signal_number}")
@@ -122,6 +126,7 @@ class Trainer:
         )
         self.total_steps = config.epochs * len(loader)
         self.step = 0
+        self.lr = 0.0  # the schedule's, at the last step; a group's may be another
         self.seconds = 0.0  # in steps: without monitor and checkpoints
         self.skipped = 0
         self.skipped_in_a_row = 0
@@ -191,7 +196,7 @@ class Trainer:
         if config.sync_batchnorm:
             if self.device.type != "cuda":
                 raise ValueError("train.sync_batchnorm: expected a GPU (torch has no SyncBatchNorm on the CPU)")
-            method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
+            method = synchronize_batch_norm(method)
         method = method.to(self.device).train()
         if config.channels_last:
             channels_last_(method)
@@ -202,7 +207,10 @@ class Trainer:
 
     def _say_whose_statistics(self, method: Method) -> None:
         split = self.config.microbatch or distributed.world_size() > 1
-        if not split or not any(isinstance(m, _BatchNorm) for m in method.modules()) or distributed.rank():
+        norms = [m for m in method.modules() if isinstance(m, _BatchNorm)]
+        if not self.config.microbatch:
+            norms = [m for m in norms if not isinstance(m, nn.SyncBatchNorm)]
+        if not split or not norms or distributed.rank():
             return
         rows = self.config.microbatch or -(-self.config.batch_size // distributed.world_size())
         log.warning(
@@ -243,14 +251,16 @@ class Trainer:
         raise Interrupted(signals.received or signal.SIGTERM)
 
     def _one_step(self, batch: Batch) -> StepOutcome:
-        self._schedule()
+        self.lr = self._schedule()
         batch = batch.to(self.device, non_blocking=True)
-        key = (self.config.seed << 40) ^ (self.step << 8)
+        seed = self.config.seed ^ self.config.seed >> 24  # all its bits in the 24 that there is room for
+        key = (seed << 40 ^ self.step << 8) & (1 << 64) - 1
         outcome = self.step_runner(batch, self.step / self.total_steps, key)
         self.step += 1
         return outcome
 
-    def _schedule(self) -> None:
+    def _schedule(self) -> float:
+        """Sets the step's rate, which it returns, and its weight decay."""
         config, steps = self.optimizer_config, len(self.loader)
         lr = warmup_cosine(
             self.step,
@@ -262,6 +272,7 @@ class Trainer:
         last = config.weight_decay if config.final_weight_decay is None else config.final_weight_decay
         decay = warmup_cosine(self.step, self.total_steps, 0, config.weight_decay, last)
         scheduled_(self.optimizer, lr, self.base_lr, decay)
+        return lr
 
     def _due(self) -> bool:
         every = self.config.checkpoint_steps
@@ -286,7 +297,7 @@ class Trainer:
         self.logged = dict(values)
         values |= {f"time_{name}": seconds / total for name, seconds in times.items()}
         values |= {f"time_{name}_seconds": seconds for name, seconds in spent.items()}
-        values["lr"] = self.optimizer.param_groups[0]["lr"]
+        values["lr"] = self.lr
         values["grad_norm"] = float(outcome.grad_norm)
         said = meter.verdict(values.get("time_data", 0.0), remedies)
         if self.tracker:
@@ -344,5 +355,7 @@ def _check(config: TrainConfig) -> None:
     for name in ("epochs", "log_every", "checkpoint_every"):
         if getattr(config, name) < 1:
             raise ValueError(f"train.{name}: expected at least 1, got {getattr(config, name)}")
+    if not 0 <= config.seed < 1 << 63:
+        raise ValueError(f"train.seed: expected a number from 0 to 2**63 - 1, got {config.seed}")
     if config.microbatch < 0 or config.microbatch == 1:
         raise ValueError(f"train.microbatch: expected 0 (off) or at least 2, got {config.microbatch}")

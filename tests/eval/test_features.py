@@ -1,5 +1,6 @@
 """Features of a data set: order, modes, files that cannot be read, and raw pixels."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_fast.data.views import View
-from ssl_fast.eval.features import evaluation_mode, extract_features, raw_pixels
+from ssl_fast.eval.features import _device_of, evaluation_mode, extract_features, raw_pixels
 
 VIEW = View(size=12, crop="center", flip=0.0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -103,6 +104,8 @@ def test_raw_pixels(pictures: Any) -> None:
 def test_errors_name_the_argument(pictures: Any) -> None:
     with pytest.raises(ValueError, match=r"view: expected an evaluation view .* got crop='random', flip"):
         extract_features(Mean(), pictures(), View(size=12))
+    with pytest.raises(ValueError, match="policy='randaugment'"):
+        extract_features(Mean(), pictures(), replace(VIEW, policy="randaugment"))
     with pytest.raises(ValueError, match=r"precision: expected fp32 or bf16, got 'int8'"):
         extract_features(Mean(), pictures(), VIEW, precision="int8")
     with pytest.raises(ValueError, match=r"backbone: expected features \[N, F\] .* got shape"):
@@ -111,3 +114,35 @@ def test_errors_name_the_argument(pictures: Any) -> None:
     uneven.arrays, uneven.read = None, lambda i: np.zeros((4 + i, 4, 3), dtype=np.uint8)
     with pytest.raises(ValueError, match=r"raw pixels need images of one size, expected \(4, 4, 3\)"):
         raw_pixels(uneven)
+
+
+def test_without_a_device_the_backbone_is_used_where_it_is(pictures: Any) -> None:
+    class Watched(Mean):
+        moved: Any = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def to(self, device: Any) -> "Watched":  # type: ignore[override]
+            self.moved = device
+            return self
+
+    backbone = Watched()
+    extract_features(backbone, pictures(), VIEW)
+    assert backbone.moved == backbone.weight.device
+    with torch.device("meta"):
+        assert _device_of(nn.Linear(1, 1)).type == "meta"
+
+
+def test_rows_without_a_known_class_are_left_out_of_scores(pictures: Any) -> None:
+    dataset = pictures()
+    dataset.labels = np.where(np.arange(40) % 2, -1, dataset.labels)
+    features = extract_features(Mean(), dataset, VIEW)
+    known = features.labelled()
+    assert len(features) == 40 and known.index.tolist() == list(range(0, 40, 2))
+    assert known.names == [dataset.names[i] for i in range(0, 40, 2)] and known.labels is not None
+    assert torch.equal(known.h, features.h[::2]) and known.labels.tolist() == dataset.labels[::2].tolist()
+    assert known.labelled() is known
+    dataset.labels = np.full(40, -1)
+    assert not dataset.has_classes

@@ -45,6 +45,22 @@ def test_without_labels_there_are_no_frames(tmp_path: Path, pictures: Any) -> No
     assert not any((pixels == colour).all(1).any() for colour in (GREEN, RED))
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_images_of_any_number_of_channels_and_fewer_than_asked(tmp_path: Path, pictures: Any, channels: int) -> None:
+    image = pytest.importorskip("PIL.Image")
+    data = pictures(num=3)
+    data.read = lambda i: np.full((8, 8, channels), 50 * i, dtype=np.uint8)
+    save_neighbours(tmp_path / "n.png", data, data, {"h": (torch.eye(3), torch.eye(3))}, [1], k=6, size=8)
+    assert image.open(tmp_path / "n.png").width == 16 + 18 + 3 * 16 + 18
+
+
+def test_a_query_of_unknown_class_is_never_right(tmp_path: Path, pictures: Any) -> None:
+    data = pictures(num=3)
+    data.labels = np.array([-1, -1, 0])
+    rows = (torch.eye(3), torch.eye(3))
+    assert save_neighbours(tmp_path / "n.png", data, data, {"h": rows}, [0, 2], k=1) == {"h": 0.5}
+
+
 def test_grey_images_of_any_size(tmp_path: Path, pictures: Any) -> None:
     grey = pictures(num=4)
     grey.read = lambda i: np.full((5 + i, 20, 1), 200, dtype=np.uint8)

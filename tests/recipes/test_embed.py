@@ -66,6 +66,20 @@ def test_a_table_to_parquet(folder: Path, patches: Any, run_recipe: Any) -> None
         assert label == ("odd" if name == "deep/05.png" else "even" if int(name[1]) % 2 == 0 else "odd")
 
 
+def test_several_labels_and_unknown_ones_to_parquet(folder: Path, run_recipe: Any) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (folder / "several.csv").write_text("file,kinds,kind\n00.png,cat|dog,a\n01.png,,\n02.png,dog,b\n")
+    settings = ("data=image_csv", "data.path=several.csv", "data.root=images", "data.column=file", "format=parquet")
+    several = ("data.label_column=kinds", 'data.label_separator="|"', "stage=embed_several")
+    for given, expected in (
+        (several, [["cat", "dog"], [], ["dog"]]),
+        (("data.label_column=kind", "stage=embed_unknown"), ["a", None, "b"]),
+    ):
+        run_recipe("embed", "run=r", *settings, *given, folder=folder)
+        file = folder / "runs/r" / given[-1].removeprefix("stage=") / "features.parquet"
+        assert parquet.read_table(file).to_pydict()["label"] == expected
+
+
 def test_an_unknown_format_ends_in_a_sentence(folder: Path, run_recipe: Any) -> None:
     said = run_recipe("embed", "run=r", "data.root=images", "format=csv", folder=folder, code=2)
     assert said == "error: format: expected npz or parquet, got 'csv'"

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -85,6 +86,22 @@ def test_a_policy_is_applied_by_torchvision(folder: Path, patches: Any, run_reci
     assert said == "error: data.engine: fused cannot be used: policy=randaugment needs the torchvision engine"
 
 
-def test_errors_fit_in_a_sentence(folder: Path, run_recipe: Any) -> None:
-    said = run_recipe("finetune", "input=none", folder=folder, code=2)
-    assert said.startswith("error: data: expected data=<name> with input=none (known: arrays, ")
+def test_errors_fit_in_a_sentence_before_the_training(folder: Path, run_recipe: Any) -> None:
+    def said(*settings: str) -> str:
+        line = run_recipe("finetune", *settings, *SHORT, "stage=wrong", folder=folder, code=2)
+        assert not (folder / "runs/r/wrong/checkpoints").exists()
+        return str(line)
+
+    assert said("input=none").startswith("error: data: expected data=<name> with input=none (known: arrays, ")
+    wrong = "error: method.num_classes: expected 0 or the data set's 16, got 7"
+    assert said("run=r", "method.num_classes=7") == wrong
+    images = np.zeros((64, 32, 32, 3), np.uint8)
+    np.savez(folder / "no_y_test.npz", x_train=images, y_train=np.arange(64) % 2, x_test=images[:8])
+    data = ("run=r", "data=arrays", "data.path=no_y_test.npz")
+    assert said(*data) == "error: data: expected one label a sample, and the test split of arrays has not"
+    np.savez(folder / "colour.npz", x_train=images, y_train=np.arange(64) % 2, x_test=images, y_test=np.arange(64) % 2)
+    assert said("run=r", "data=arrays", "data.path=colour.npz").startswith(
+        "error: data: the backbone takes 1 channels, got 3; data.color=false changes that"
+    )
+    vit = ("input=none", "run=r", "data=photo_patches", "data.num_train=320", "backbone.name=test_vit", "size=24")
+    assert said(*vit, "backbone.image_size=32").startswith("error: views of 24 px cannot be cut into patches of 16")

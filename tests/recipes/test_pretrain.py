@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from ssl_fast import config as command_line
 from ssl_fast.config import classes_in
@@ -58,13 +60,18 @@ MISTAKES = {
         "the views have 13 and 32 px, and the backbone takes 32 px alone: set backbone.dynamic_size=true"
     ],
     "train.batch_size=1": ["train.batch_size: expected at least 2"],
+    # all said before the training, not after it
+    "data.num_train=320 knn.k=400": ["knn.k: expected 1 to 320 (the training samples), got 400"],
+    "data.num_train=320 knn.temperature=0": ["knn.temperature: expected a positive number, got 0"],
+    "data.num_train=320 monitor.k=400": ["monitor.k: expected at most 320"],
+    "data.num_train=320 train.seed=-1": ["train.seed: expected a number from 0 to 2**63 - 1"],
 }
 
 
 @pytest.mark.parametrize("settings", MISTAKES)
 def test_a_mistake_ends_in_one_sentence(tmp_path: Path, settings: str) -> None:
     (tmp_path / "empty").mkdir()
-    done = start(*settings.split(), "train.device=cpu", folder=tmp_path)
+    done = start("train.device=cpu", *settings.split(), folder=tmp_path)
     assert done.returncode == 2
     said = [line for line in done.stderr.splitlines() if not line.startswith("runs/")]  # the stage's own line
     assert len(said) == 1 and said[0].startswith("error: ") and not done.stdout
@@ -119,6 +126,26 @@ def test_every_preset_composes(preset: str, all_presets: list[str]) -> None:
     assert composed.train.epochs >= 1
     large = "imagenet" in preset or preset.endswith("_paper")
     assert large or composed.method.view.blur == 0  # small pictures are not blurred
+
+
+def test_images_of_five_channels(tmp_path: Path, run_recipe: Callable[..., Any]) -> None:
+    random = np.random.default_rng(0)
+    parts = {"train": 32, "test": 8}
+    members = {f"x_{part}": random.integers(0, 256, (num, 16, 16, 5), np.uint8) for part, num in parts.items()}
+    labels = {f"y_{part}": np.arange(num) % 2 for part, num in parts.items()}
+    np.savez(tmp_path / "five.npz", **members, **labels)
+    data = ("data=arrays", "data.path=five.npz", "data.workers=0", "train.batch_size=16", "train.epochs=1", "knn.k=3")
+    small = ("backbone.cifar_stem=true", "backbone.width=8", 'backbone.depth="1,1,1,1"', "monitor.k=3")
+    grey = ("method.view.saturation=0", "method.view.hue=0", "method.view.grayscale=0")  # 5 channels are no colours
+    result = run_recipe("pretrain", *data, *small, *grey, "run=five", folder=tmp_path)
+    assert result["knn_top1"] is not None
+    assert json.loads((tmp_path / "runs/five/pretrain/backbone.json").read_text())["config"]["in_channels"] == 5
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is one")
+def test_a_gpu_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    done = start(*TINY, "train.device=cuda", folder=tmp_path)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: device='cuda' was asked for")
 
 
 def test_a_run_that_starts_from_another_ones_method(tmp_path: Path, run_recipe: Callable[..., Any]) -> None:

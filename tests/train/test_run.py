@@ -90,6 +90,7 @@ def test_an_unfinished_stage_resumes(begin, in_child, kill_self, end: str):
     else:
         stage = begin()
         (stage.path / "checkpoints").mkdir()
+        (stage.path / "checkpoints" / "step-1").write_text("weights")
         stage.fail("out of memory") if end == "fail" else stage.interrupt(signal.SIGTERM)
         said = record(stage)
         assert (said["status"], said["reason"]) in {("failed", "out of memory"), ("interrupted", "SIGTERM")}
@@ -166,6 +167,19 @@ def test_a_stage_that_failed_before_it_made_anything_may_begin_anew_with_another
     stage = begin(changed(train__epochs=20))
     assert stage.status == "new"
     assert "epochs: 20" in (stage.path / "config.yaml").read_text()
+
+
+def test_an_empty_log_is_nothing_made_and_a_checkpoint_is(begin):
+    stage = begin()
+    (stage.path / "metrics.jsonl").touch()
+    (stage.path / "checkpoints").mkdir()
+    stage.fail("train.seed: expected a number")
+    stage = begin(changed(train__epochs=20))
+    assert stage.status == "new"
+    (stage.path / "checkpoints" / "step-1").write_text("weights")
+    stage.fail("out of memory")
+    with pytest.raises(ValueError, match="was started with another config"):
+        begin(changed(train__epochs=30))
 
 
 def test_ignored_keys_may_change(begin):

@@ -52,8 +52,23 @@ def open_dataset(config: Any, split: str = "train", tokenize: Tokenize | None = 
     """
     known = splits(config)
     if split not in known:
-        hint = "; set val_fraction or num_folds" if split == "val" else ""
+        hint = {"val": "; set val_fraction or num_folds", "test": "; set test_fraction"}.get(split, "")
         raise ValueError(f"split: {config.name} has {', '.join(known)} here, got {split!r}{hint}")
     dataset: Dataset = dataset_class(config.name)(config, split)
     add_captions(dataset, getattr(config, "captions", ""), tokenize)
+    return dataset
+
+
+def labelled_dataset(config: Any, split: str, whole: bool = False) -> Dataset:
+    """`open_dataset`, of samples that have one class each; unless `whole`, that of some may be unknown (-1).
+
+    Raises:
+        ValueError: as there, or a split without classes.
+    """
+    dataset = open_dataset(config, split)
+    if not dataset.has_classes:
+        raise ValueError(f"data: expected one label a sample, and the {split} split of {config.name} has not")
+    assert dataset.labels is not None
+    if whole and (unknown := int((dataset.labels < 0).sum())):
+        raise ValueError(f"data: expected a class for every sample of the {split} split, got {unknown} without")
     return dataset

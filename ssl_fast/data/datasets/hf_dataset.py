@@ -34,7 +34,7 @@ class HFDataset(EncodedDataset):
         Args:
             path: folder of `save_to_disk`, or of parquet files named after their splits (train-00000-of-00002.parquet).
             column: of the images (a feature `Image`, or the encoded bytes).
-            label_column: of the classes (a `ClassLabel`, numbers or names); "" for none.
+            label_column: of the classes (a `ClassLabel`, numbers or names); "" for none. Without one: -1.
             caption_column: of the captions, a text or a list of them; "" for none.
             scan: "header" looks at the sizes of all images, the first time; "full" decodes every one.
         """
@@ -143,8 +143,8 @@ def _labels(parts: list[Any], config: Any) -> tuple[Labels | None, list[str]]:  
     values = _values(parts, "label_column", config)
     names = getattr(parts[0].features[config.label_column], "names", None)
     if names is None:
-        return class_numbers([str(value) for value in values])
-    return np.array(values, dtype=np.int64), list(names)
+        return class_numbers(["" if value is None else str(value) for value in values])
+    return np.array([-1 if value is None else value for value in values], dtype=np.int64), list(names)
 
 
 def _captions(

@@ -30,8 +30,8 @@ class ImageCSV(FileDataset):
             path: the table: `.tsv`, `.parquet`, else CSV (UTF-8, with a header line).
             root: folder that relative paths start at; "" for the table's.
             column: of the paths.
-            label_column: of the class names; "" for no labels; several ("cat,dog") hold 0 or 1 for a class each, and
-                labels are then [N, C].
+            label_column: of the class names, -1 for an empty cell; "" for no labels; several ("cat,dog") hold 0 or 1
+                for a class each, and labels are then [N, C].
             label_separator: what stands between the classes of a cell ("|"): labels are [N, C] of 0 and 1.
             split_column: of the words train, val and test; "" makes every row "train", less the shares below.
         """

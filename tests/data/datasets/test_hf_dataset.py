@@ -56,6 +56,20 @@ def test_splits_images_and_labels(datasets, tmp_path, layout):
     assert open_dataset(config, "train").fingerprint() == train.fingerprint() != val.fingerprint()
 
 
+def test_a_hidden_or_missing_label_is_unknown(datasets, tmp_path):
+    whole = rows(datasets, 0, 3).to_dict()
+    features = datasets.Features({"image": datasets.Image(), "kind": datasets.Value("string")})
+    words = datasets.Dataset.from_dict({"image": whole["image"], "kind": ["b", None, "a"]}, features=features)
+    for name, part in (("numbers", rows(datasets, 0, 3)), ("words", words)):
+        if name == "numbers":
+            part = datasets.Dataset.from_dict({**whole, "kind": [2, None, -1]}, features=part.features)
+        part.save_to_disk(str(tmp_path / name))
+    numbers = open_dataset(HFDataset.Config(path=str(tmp_path / "numbers"), label_column="kind"))
+    assert numbers.labels.tolist() == [2, -1, -1] and numbers.has_classes
+    found = open_dataset(HFDataset.Config(path=str(tmp_path / "words"), label_column="kind"))
+    assert found.labels.tolist() == [1, -1, 0] and found.classes == ["a", "b"]
+
+
 def test_a_pool_with_a_row_that_is_no_image(datasets, tmp_path):
     file = io.BytesIO()
     picture(30).save(file, "PNG")

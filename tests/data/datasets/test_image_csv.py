@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ssl_fast.data.datasets import open_dataset, splits
+from ssl_fast.data.captions import add_captions
+from ssl_fast.data.datasets import labelled_dataset, open_dataset, splits
 from ssl_fast.data.datasets.image_csv import ImageCSV
 from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.data.views import View
@@ -132,6 +133,20 @@ def test_several_labels_in_a_cell_or_in_columns(config: Config, tmp_path: Path) 
     (tmp_path / "t.csv").write_text("file,kinds,cat,dog\n0.png,x,2,0\n")
     with pytest.raises(ValueError, match=r"data.label_column: expected 0 or 1 in column 'cat', got '2'"):
         open_dataset(replace(config, label_column="dog,cat"))
+
+
+def test_a_row_without_a_label_has_an_unknown_class(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file,kind\n0.png,10\n1.png\n2.png,\n3.png,9\n")  # the second is too short
+    config = replace(config, label_column="kind")
+    dataset = labelled_dataset(config, "train")
+    assert dataset.classes == ["9", "10"]  # numbers, sorted as numbers
+    assert dataset.labels is not None and dataset.labels.tolist() == [1, -1, -1, 0]
+    with pytest.raises(ValueError, match="data: expected a class for every sample of the train split, got 2 without"):
+        labelled_dataset(config, "train", whole=True)
+    with pytest.raises(ValueError, match=r"data.captions: expected a class for every sample, got 2 without"):
+        add_captions(dataset, "classes", None)
+    several = open_dataset(replace(config, label_separator="|"))
+    assert several.labels is not None and several.labels.sum(1).tolist() == [1, 0, 0, 1]
 
 
 def test_rows_without_a_split_column_are_divided(config: Config, tmp_path: Path) -> None:
