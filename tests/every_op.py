@@ -113,8 +113,8 @@ def center(impl: str) -> None:
 
 
 def margin_head(impl: str) -> None:
-    for margin in ("arcface", "cosface", "combined", "adaface", "curricularface"):
-        head = sf.MarginHead(D, K, margin=margin, sub_centers=2, impl=impl)
+    for margin in ("arcface", "cosface", "combined_margin", "adaface", "curricularface"):
+        head = sf.MarginHead(D, K, loss=margin, sub_centers=2, impl=impl)
         head(rows(N, D), LABELS).backward()
         assert head.weight.grad is not None and head.weight.grad.isfinite().all()
 

@@ -97,7 +97,7 @@ def adaface(
     concentration: float = 0.333,
     **options: Any,
 ) -> Tensor:
-    """Margins that depend on the length of each embedding. `MarginHead(margin="adaface")` keeps the averages.
+    """Margins that depend on the length of each embedding. `MarginHead(loss="adaface")` keeps the averages.
 
     Args:
         x: embeddings, [N, D], not normalised: their lengths count.

@@ -61,7 +61,7 @@ def curricularface(
     margin: float = 0.5,
     **options: Any,
 ) -> Tensor:
-    """An angular margin with negatives by curriculum. `MarginHead(margin="curricularface")` keeps the average t.
+    """An angular margin with negatives by curriculum. `MarginHead(loss="curricularface")` keeps the average t.
 
     Args:
         x: embeddings, [N, D].

@@ -14,7 +14,7 @@ from ssl_fast.ops.curricularface import curricularface, mean_target_cosine
 _LOSSES: dict[str, Callable[..., Tensor]] = {
     "arcface": arcface,
     "cosface": cosface,
-    "combined": combined_margin,
+    "combined_margin": combined_margin,
     "adaface": adaface,
     "curricularface": curricularface,
 }
@@ -33,7 +33,7 @@ class MarginHead(nn.Module):
         hardness: [], t of "curricularface".
 
     Example:
-        >>> head = MarginHead(8, 100, margin="cosface", sub_centers=3)
+        >>> head = MarginHead(8, 100, loss="cosface", margin=0.3, sub_centers=3)
         >>> head(torch.randn(4, 8), torch.tensor([1, 5, 99, -1])).shape
         torch.Size([])
 
@@ -50,7 +50,7 @@ class MarginHead(nn.Module):
         dim: int,
         num_classes: int,
         *,
-        margin: str = "arcface",
+        loss: str = "arcface",
         sub_centers: int = 1,
         momentum: float = 0.99,
         ignore_index: int = -1,
@@ -61,24 +61,25 @@ class MarginHead(nn.Module):
         Args:
             dim: embedding dimension D.
             num_classes: classes of all ranks together.
-            margin: "arcface", "cosface", "combined", "adaface" or "curricularface".
+            loss: "arcface", "cosface", "combined_margin", "adaface" or "curricularface".
             sub_centers: centres S of a class.
             momentum: of the averages of "adaface" and "curricularface": what is kept of the old value each step.
             ignore_index: label of samples without a class.
             group: process group over which the classes are spread. None: all of them here.
-            options: of the loss: `scale`, its margins, `sample_rate`, `generator`, `reduction`, `impl` ...
+            options: of the loss: `margin` (or `m1`, `m2`, `m3`), `scale`, `sample_rate`, `generator`, `reduction`,
+                `impl` ...
 
         Raises:
-            ValueError: no such margin, or a number that is not positive.
+            ValueError: no such loss, or a number that is not positive.
         """
         super().__init__()
-        if margin not in _LOSSES:
-            raise ValueError(f"margin must be one of {', '.join(_LOSSES)}, got {margin!r}")
+        if loss not in _LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(_LOSSES)}, got {loss!r}")
         if min(dim, num_classes, sub_centers) < 1:
             raise ValueError(
                 f"dim, num_classes and sub_centers must be positive, got {dim}, {num_classes} and {sub_centers}"
             )
-        self.margin, self.momentum, self.num_classes = margin, momentum, num_classes
+        self.loss, self.momentum, self.num_classes = loss, momentum, num_classes
         self.options = {"ignore_index": ignore_index, "group": group, **options}
         place, ranks = rank(group) if group else 0, world_size(group) if group else 1
         self.classes = range(num_classes * place // ranks, num_classes * (place + 1) // ranks)
@@ -86,10 +87,10 @@ class MarginHead(nn.Module):
         # All ranks draw all classes, with one seed the same: the start does not depend on the number of ranks.
         whole = torch.randn(shape) * 0.01
         self.weight = nn.Parameter(whole[self.classes.start : self.classes.stop].clone())
-        if margin == "adaface":
+        if loss == "adaface":
             self.register_buffer("norm_mean", torch.tensor(20.0))
             self.register_buffer("norm_std", torch.tensor(100.0))
-        elif margin == "curricularface":
+        elif loss == "curricularface":
             self.register_buffer("hardness", torch.tensor(0.0))
 
     def forward(
@@ -100,9 +101,9 @@ class MarginHead(nn.Module):
         """The loss of embeddings and labels; in training mode the averages are updated first."""
         if self.training:
             self._update_averages(x, labels)
-        names = {"adaface": ("norm_mean", "norm_std"), "curricularface": ("hardness",)}.get(self.margin, ())
+        names = {"adaface": ("norm_mean", "norm_std"), "curricularface": ("hardness",)}.get(self.loss, ())
         averages = {name: getattr(self, name).clone() for name in names}
-        return _LOSSES[self.margin](x, self.weight, labels, **averages, **self.options)
+        return _LOSSES[self.loss](x, self.weight, labels, **averages, **self.options)
 
     @torch.no_grad()
     def _update_averages(
@@ -111,12 +112,12 @@ class MarginHead(nn.Module):
         labels: Tensor,  # [N]
     ) -> None:
         group, step = self.options["group"], 1 - self.momentum
-        if self.margin == "adaface":
+        if self.loss == "adaface":
             count, mean, std = norm_statistics(x, group)
             # One row has no deviation, and no rows have no mean.
             self.norm_mean.lerp_(mean.to(self.norm_mean), torch.where(count > 0, step, 0.0).to(self.norm_mean))
             self.norm_std.lerp_(std.to(self.norm_std), torch.where(count > 1, step, 0.0).to(self.norm_std))
-        elif self.margin == "curricularface":
+        elif self.loss == "curricularface":
             mean = mean_target_cosine(x, self.weight, labels, self.options["ignore_index"], group)
             self.hardness.lerp_(mean.to(self.hardness), step)
 
@@ -134,4 +135,4 @@ class MarginHead(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print(module)` shows."""
-        return f"num_classes={self.num_classes}, margin={self.margin!r}, weight={list(self.weight.shape)}"
+        return f"num_classes={self.num_classes}, loss={self.loss!r}, weight={list(self.weight.shape)}"

@@ -10,25 +10,25 @@ from ssl_fast.ops.partial_fc import sample_classes
 from tests.ops.margin_cases import samples
 
 
-def head_and_data(margin: str, **options):  # type: ignore[no-untyped-def]
+def head_and_data(loss: str, **options):  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     x, _, labels = samples(12, 30, 8)
-    return MarginHead(8, 30, margin=margin, **options), x.detach().float() * 10, labels
+    return MarginHead(8, 30, loss=loss, **options), x.detach().float() * 10, labels
 
 
 @pytest.mark.parametrize(
-    ("margin", "function", "options"),
+    ("loss", "function", "options"),
     [
         ("arcface", arcface, {"margin_grad": "straight_through", "scale": 32.0}),
-        ("cosface", cosface, {"sub_centers": 3}),
-        ("combined", combined_margin, {"m3": 0.1, "reduction": "sum"}),
+        ("cosface", cosface, {"sub_centers": 3, "margin": 0.3}),
+        ("combined_margin", combined_margin, {"m3": 0.1, "reduction": "sum"}),
     ],
 )
-def test_head_is_the_function(margin, function, options) -> None:  # type: ignore[no-untyped-def]
-    head, x, labels = head_and_data(margin, **options)
+def test_head_is_the_function(loss, function, options) -> None:  # type: ignore[no-untyped-def]
+    head, x, labels = head_and_data(loss, **options)
     options.pop("sub_centers", None)
     assert torch.equal(head(x, labels), function(x, head.weight, labels, **options))
-    assert set(head.state_dict()) == {"weight"} and f"margin={margin!r}" in repr(head)
+    assert set(head.state_dict()) == {"weight"} and f"loss={loss!r}" in repr(head)
 
 
 def test_adaface_keeps_averages_of_the_lengths() -> None:
@@ -65,16 +65,16 @@ def test_curricularface_keeps_the_average_of_the_targets_cosines() -> None:
 def test_state_dict_goes_from_head_to_head() -> None:
     head, x, labels = head_and_data("curricularface")
     head(x, labels)
-    other = MarginHead(8, 30, margin="curricularface")
+    other = MarginHead(8, 30, loss="curricularface")
     other.load_state_dict(head.state_dict())
     assert torch.equal(other.weight, head.weight) and torch.equal(other.hardness, head.hardness)
     with pytest.raises(RuntimeError, match="size mismatch for weight"):
-        MarginHead(8, 31, margin="curricularface").load_state_dict(head.state_dict())
+        MarginHead(8, 31, loss="curricularface").load_state_dict(head.state_dict())
 
 
 def test_wrong_heads_are_named() -> None:
-    with pytest.raises(ValueError, match=r"margin must be one of arcface, .*got 'sphere'"):
-        MarginHead(8, 30, margin="sphere")
+    with pytest.raises(ValueError, match=r"loss must be one of arcface, .*got 'sphere'"):
+        MarginHead(8, 30, loss="sphere")
     with pytest.raises(ValueError, match="must be positive, got 8, 0 and 1"):
         MarginHead(8, 0)
 

@@ -72,9 +72,9 @@ def heads(rank: int, world_size: int) -> None:
     x = x.detach().float()
     for margin in ("arcface", "adaface", "curricularface"):
         torch.manual_seed(3)
-        shared = MarginHead(6, 11, margin=margin, group=group, momentum=0.5)
+        shared = MarginHead(6, 11, loss=margin, group=group, momentum=0.5)
         torch.manual_seed(3)
-        alone = MarginHead(6, 11, margin=margin, momentum=0.5)
+        alone = MarginHead(6, 11, loss=margin, momentum=0.5)
         assert len(shared.weight) == (5, 6)[rank]
         optimizers = [torch.optim.SGD(h.parameters(), lr=0.1) for h in (shared, alone)]
         for _ in range(3):
