@@ -1,7 +1,7 @@
 """Stage 1, pretrain: images in, a representation out.
 
     python recipes/pretrain.py +preset=photo_patches
-    python recipes/pretrain.py method=moco data=arrays data.path=cifar10.npz backbone.cifar_stem=true train.epochs=50
+    python recipes/pretrain.py method=moco data=cifar10 backbone.cifar_stem=true train.epochs=50
     torchrun --nproc-per-node 8 recipes/pretrain.py data=image_folder data.root=images train.batch_size=4096
 
 Reads a data set. Writes backbone.safetensors + backbone.json, neighbours.png and result.json into runs/<run>/pretrain,

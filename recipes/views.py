@@ -1,4 +1,4 @@
-"""A look at the views: contact sheets of what a method's views are, one for each engine.
+"""A look at the views: contact sheets of what a preset's views are (ssl_fast/data/view_presets.py), one an engine.
 
     python recipes/views.py method=byol data=image_folder data.root=photos
     python recipes/views.py method=cvrl data=video_folder data.root=videos size=96

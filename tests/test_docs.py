@@ -1,5 +1,6 @@
 """The documentation: its examples run, its links lead somewhere, no op is left out and no kernel is claimed in vain."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -69,6 +70,26 @@ def test_relative_links_resolve(page: Path) -> None:
 def test_every_public_op_is_on_a_page(name: str) -> None:
     pages = "".join(page.read_text() for page in (DOCS / "ops").glob("*.md"))
     assert re.search(rf"`{name}[`(]", pages), f"no page of docs/ops names {name}: write about it"
+
+
+KEYWORDS = {
+    "contrastive": ["nt_xent", "dcl", "supcon"],
+    "queue": ["info_nce", "MoCoQueue"],
+    "two_towers": ["clip_loss", "siglip_loss"],
+    "margins": ["arcface", "cosface", "combined_margin", "adaface", "curricularface", "MarginHead"],
+    "self_distillation": ["dino_loss", "ibot_loss", "swav_loss", "sinkhorn", "koleo", "DINOCenter"],
+    "redundancy": ["byol_loss", "simsiam_loss", "vicreg", "barlow_twins"],
+    "retrieval": ["knn_topk"],
+}
+
+
+@pytest.mark.parametrize("page", sorted(KEYWORDS))
+def test_a_page_names_every_keyword(page: str) -> None:
+    text = (DOCS / "ops" / f"{page}.md").read_text()
+    for op in KEYWORDS[page]:
+        for name, parameter in inspect.signature(getattr(ssl_fast, op)).parameters.items():
+            if parameter.default is not parameter.empty or parameter.kind is parameter.KEYWORD_ONLY:
+                assert re.search(rf"`{name}\b", text), f"{page}.md does not name {name} of {op}"
 
 
 @pytest.mark.parametrize("op", sorted(dispatch.OPS))

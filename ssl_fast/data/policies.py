@@ -1,4 +1,4 @@
-"""Policies of supervised training: which two operations a view gets, and how strongly.
+"""Policies of supervised training: which operations a view gets (one or two), and how strongly.
 
 Reference: Cubuk et al. 2018, arXiv:1805.09501, table 9 (AutoAugment, ImageNet); Cubuk et al. 2019, arXiv:1909.13719
 (RandAugment; N = 2 and M = 9 of 30 as for ResNet-50, section 4.4); Müller and Hutter 2021, arXiv:2103.10158

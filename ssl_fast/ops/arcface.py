@@ -91,7 +91,8 @@ def arcface(
 
     Raises:
         ValueError: an argument has a wrong shape, dtype, device or value.
-        RuntimeError: `impl` is not available here, or a second derivative or a torch.func transform with `group`.
+        RuntimeError: `impl` is not available here, a second derivative or a torch.func transform with `group` or
+            `sample_rate`, or both of these under torch.compile.
 
     Example:
         >>> import torch

@@ -107,7 +107,7 @@ def barlow_twins(
 
     Raises:
         ValueError: an argument has a wrong shape, dtype, device or value.
-        RuntimeError: a second derivative or a transform of torch.func with `group`.
+        RuntimeError: `impl` is not available here, or a second derivative or a transform of torch.func with `group`.
 
     Example:
         >>> z = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])  # uncorrelated columns

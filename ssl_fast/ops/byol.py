@@ -163,6 +163,7 @@ def byol_loss(
 
     Raises:
         ValueError: an argument has a wrong shape, dtype, device or value.
+        RuntimeError: `impl` is not available here.
 
     Example:
         >>> p, z = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 5.0]])
@@ -184,7 +185,7 @@ def simsiam_loss(
     reduction: str = "mean",
     impl: str = "auto",
 ) -> Tensor:
-    """SimSiam's negative cosine of one direction, as `byol_loss` / 2 - 1 per sample; the arguments are the same.
+    """SimSiam's negative cosine of one direction, as `byol_loss` / 2 - 1 per sample; its arguments but for `normalize`.
 
     Average two calls for the symmetrised loss.
 
@@ -193,6 +194,7 @@ def simsiam_loss(
 
     Raises:
         ValueError: an argument has a wrong shape, dtype, device or value.
+        RuntimeError: `impl` is not available here.
 
     Example:
         >>> p, z = torch.tensor([[3.0, 4.0]]), torch.tensor([[5.0, 0.0]])

@@ -128,7 +128,7 @@ def vicreg(
 
     Raises:
         ValueError: an argument has a wrong shape, dtype, device or value.
-        RuntimeError: a second derivative or a transform of torch.func with `group`.
+        RuntimeError: `impl` is not available here, or a second derivative or a transform of torch.func with `group`.
 
     Example:
         >>> z = torch.tensor([[3.0, 0.0], [-3.0, 0.0]])  # column 0 has variance 18, column 1 none

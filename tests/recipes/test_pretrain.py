@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -120,8 +122,12 @@ def test_every_preset_composes(preset: str, all_presets: list[str]) -> None:
     from omegaconf import OmegaConf
 
     assert preset in all_presets
+    header = (PRESETS / f"{preset}.yaml").read_text()
+    said = re.search(r"^# .*recipes/pretrain\.py (.*?)(?:   .*)?$", header, re.M)  # what it is for, perhaps a remark
+    command = shlex.split(said[1]) if said else []
+    assert command[0] == f"+preset={preset}"
     with hydra.initialize(config_path=None, version_base="1.3"):
-        composed = OmegaConf.to_object(hydra.compose("PretrainConfig", [f"+preset={preset}"]))
+        composed = OmegaConf.to_object(hydra.compose("PretrainConfig", command))
     assert preset.startswith(("photo_patches", "video", composed.method.name))
     assert composed.train.epochs >= 1
     large = "imagenet" in preset or preset.endswith("_paper")
