@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError as error:
+    raise ImportError("ssl_fast.augment needs numpy: pip install numpy") from error
 import torch
 from numpy.typing import NDArray
 from torch import Tensor

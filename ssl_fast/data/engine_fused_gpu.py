@@ -21,14 +21,14 @@ from ssl_fast.data.engine_torchvision import check_channels
 from ssl_fast.data.outputs import check_out
 from ssl_fast.data.views import View
 from ssl_fast.ops.cpp import DTYPES, why_not_built
-from ssl_fast.ops.cuda.multi_tensor import place
+from ssl_fast.ops.cuda.multi_tensor import no_gpu_for_it, place
 
 GpuImages = Tensor | Sequence[Tensor]  # uint8 [N, H, W, C], or N of [H, W, C], on one GPU
 
 
 def unavailable() -> str | None:
     """Why the fused engine cannot run on a GPU; None when it can."""
-    return why_not_built("_cuda") or (None if torch.cuda.is_available() else "no CUDA device")
+    return why_not_built("_cuda") or no_gpu_for_it()
 
 
 @cache

@@ -110,8 +110,9 @@ class DINOHead(nn.Module):
         self,
         h: Tensor,  # [N, F]
     ) -> Tensor:  # [N, bottleneck_dim]
-        """Rows of unit length."""
-        return F.normalize(self.mlp(h), dim=-1)
+        """Rows of unit length, of the MLP's dtype: autocast normalises in fp32 on a GPU, and products would be too."""
+        x = self.mlp(h)
+        return F.normalize(x, dim=-1).to(x.dtype)
 
     def prototypes(self) -> Tensor:
         """The last layer's weights, normalised, [K, bottleneck_dim]."""

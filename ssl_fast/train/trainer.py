@@ -2,7 +2,7 @@
 
 Plain PyTorch: one process, or several under torchrun with DDP. Everything random is a function of (seed, epoch, step,
 sample), so a run resumed from a checkpoint ends with the same bits as one that was never interrupted (same hardware and
-number of threads).
+number of threads; on a GPU as far as torch's kernels give the same bits twice).
 """
 
 import logging
@@ -158,7 +158,8 @@ class Trainer:
 
     def resume(self) -> int:
         """Goes to the newest good checkpoint, where there is one; returns the step that training continues from."""
-        found = self.checkpoints.load(self.device) if self.checkpoints else None
+        # To the CPU: what belongs on the device is copied there, and Adam's counters of steps, which it reads, are not.
+        found = self.checkpoints.load() if self.checkpoints else None
         if found is None:
             return self.step
         state, path = found
@@ -196,6 +197,12 @@ class Trainer:
         if config.sync_batchnorm:
             if self.device.type != "cuda":
                 raise ValueError("train.sync_batchnorm: expected a GPU (torch has no SyncBatchNorm on the CPU)")
+            if config.microbatch and config.batch_size % distributed.world_size():
+                # each pass is a message between the ranks, and those with a longer part would make more of them
+                raise ValueError(
+                    f"train.sync_batchnorm, train.microbatch: expected train.batch_size to be a multiple of the "
+                    f"{distributed.world_size()} ranks, got {config.batch_size}"
+                )
             method = synchronize_batch_norm(method)
         method = method.to(self.device).train()
         if config.channels_last:

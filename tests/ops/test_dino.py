@@ -270,9 +270,11 @@ def test_compiled_in_one_graph(reduction: str, backend: str, impl: str, device: 
         options = {"center": "sinkhorn", "reduction": reduction, "normalize_prototypes": True, "impl": impl}
         return dino_loss(z * 2, y, w, wt, **options).square().sum()
 
+    # Inductor rounds the normalisation otherwise, and Sinkhorn multiplies that by 1 / 0.04.
+    close = {"rtol": 1e-4, "atol": 1e-4} if backend == "inductor" else {}
     value, expected = torch.compile(function, fullgraph=True, backend=backend)(z, w), function(z, w)
     torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(torch.autograd.grad(value, (z, w)), torch.autograd.grad(expected, (z, w)))
+    torch.testing.assert_close(torch.autograd.grad(value, (z, w)), torch.autograd.grad(expected, (z, w)), **close)
 
 
 def test_the_registered_ops_keep_torchs_rules(impl: str, device: str) -> None:

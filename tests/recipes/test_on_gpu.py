@@ -10,7 +10,7 @@ DATA = ("data=photo_patches", "data.num_train=320", "data.num_val=160", "data.nu
 SMALL = ("backbone.cifar_stem=true", "backbone.width=8", 'backbone.depth="1,1,1,1"', "train.batch_size=64")
 
 
-@pytest.mark.parametrize("method", ["simclr", "moco", "dino"])
+@pytest.mark.parametrize("method", ["simclr", "moco", "dino", "swav", "nnclr"])
 def test_from_images_to_scores(tmp_path: Path, run_recipe: Any, method: str) -> None:
     command = ("pretrain", f"method={method}", *DATA, *SMALL, "train.epochs=2", "train.device=cuda", "run=r")
     result = run_recipe(*command, folder=tmp_path)

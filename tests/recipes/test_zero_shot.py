@@ -43,7 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("method", ["clip", pytest.param("siglip", marks=pytest.mark.nightly)])
 def test_classes_by_their_names(folder: Path, run_recipe: Any, method: str) -> None:
     data = ["data=image_folder", "data.root=images", "data.captions=classes", "data.test_fraction=0.25"]
-    trained = run_recipe("pretrain", f"method={method}", *data, "knn.k=3", f"run={method}", *TINY, folder=folder)
+    data += ["knn.k=3", f"run={method}"]
+    longer = ["train.epochs=60"] if method == "siglip" else []  # its bias of -10 has a way to go
+    trained = run_recipe("pretrain", f"method={method}", *data, *TINY, *longer, folder=folder)
     assert 1 <= trained["logit_scale"] <= 100
     result = run_recipe("zero_shot", f"run={method}", folder=folder)
     assert result["num_images"] == 12 and result["top1"] >= 0.9

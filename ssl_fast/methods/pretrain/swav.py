@@ -87,7 +87,8 @@ class SwAV(Method):
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         rows = self.through(self.projector, self.through(self.backbone, batch.views))
-        return {"z": F.normalize(torch.stack(rows, 1), dim=-1)}  # [N, V, D]
+        z = torch.stack(rows, 1)
+        return {"z": F.normalize(z, dim=-1).to(z.dtype)}  # [N, V, D]; autocast normalises in fp32 on a GPU
 
     def loss(self, embeddings: dict[str, Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
         config, weight = self.config, self.prototypes.weight

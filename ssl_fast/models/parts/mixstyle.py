@@ -40,7 +40,7 @@ class MixStyle(nn.Module):
         if not self.training:
             return x
         alpha = torch.full((len(x), 1, 1, 1), ALPHA, dtype=torch.float32, device=x.device)
-        share = torch.distributions.Beta(alpha, alpha).sample()
+        share = torch.distributions.Beta(alpha, alpha, validate_args=False).sample()
         # where the whole batch is left alone every share is 1: no branch, so a GPU is not waited for
         share = torch.where(torch.rand((), device=x.device) < self.probability, share, 1.0).to(x.dtype)
         order = torch.randperm(len(x), device=x.device)

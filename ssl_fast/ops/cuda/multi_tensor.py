@@ -5,6 +5,7 @@ a CUDA graph captures them (after one eager call, which loads the kernels).
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,14 +16,28 @@ from ssl_fast.ops.reference.multi_tensor import LarsSettings
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # DType in csrc/ops.h
 
 
+def no_gpu_for_it() -> str | None:
+    """Why the current CUDA device cannot run the module's kernels, or None."""
+    return _too_old(torch.cuda.current_device()) if torch.cuda.is_available() else "no CUDA device"
+
+
+@cache
+def _too_old(device: int) -> str | None:
+    # CMakeLists.txt: the module has code for 8.0 and what came later.
+    old = torch.cuda.get_device_capability(device) < (8, 0)
+    return "the GPU's compute capability is below 8.0" if old else None
+
+
 def unavailable(*tensors: Tensor) -> str | None:
     """Why the kernels cannot take these tensors, or None."""
     if (missing := why_not_built("_cuda")) is not None:
         return missing
     if not tensors:
-        return None if torch.cuda.is_available() else "no CUDA device"
+        return no_gpu_for_it()
     if not all(t.is_cuda for t in tensors) or len({t.get_device() for t in tensors}) > 1:
         return "it takes tensors of one CUDA device"
+    if (old := _too_old(tensors[0].get_device())) is not None:
+        return old
     if odd := {t.dtype for t in tensors} - DTYPES.keys():
         return f"it takes float32, float64, bfloat16 and float16, got {odd.pop()}"
     if odd_types := set(map(type, tensors)) - {Tensor, torch.nn.Parameter}:

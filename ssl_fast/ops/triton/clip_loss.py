@@ -36,7 +36,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Loss [S, R] and log of the whole normaliser [S, R], float64, of the pairs begin..end in each direction."""
     scale = tiles.device_scalar(scale, image.device)
-    with tiles.on_device(image):
+    with torch.autocast(image.device.type, enabled=False), tiles.on_device(image):
         u, v = Tower(image, normalize), Tower(text, normalize)
         both = sides == 2 and rows == (0, len(image))
         positive, of_images, of_texts = _sums(u, v, rows, scale, both)
@@ -103,7 +103,7 @@ def backward(
     """d(sum coef loss)/dimage [R, D], d/dtext [R, D] of the pairs begin..end, and their shares [R] of d/dscale."""
     scale = tiles.device_scalar(scale, image.device)
     mine, sides, both = slice(*rows), len(coef), rows == (0, len(image))
-    with tiles.on_device(image):
+    with torch.autocast(image.device.type, enabled=False), tiles.on_device(image):
         u, v = Tower(image, normalize), Tower(text, normalize)
         to_text, to_image = [_side(coef[side], log_l[side]) for side in range(sides)] + [None] * (2 - sides)
         du, dv, u_missed, v_missed = _weighted(u, v, rows, to_text, to_image, scale, both)

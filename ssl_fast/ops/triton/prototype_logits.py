@@ -54,7 +54,7 @@ def forward(
             SKIP_SAME=skip_same,
             HAS_BIAS=bias is not None,
             WITH_GRAD=with_grad,
-            **tiles.ROW_OPTIONS,
+            **tiles.ROW_OPTIONS | {"num_warps": 8},  # with four it spills
         )
     return loss.sum(0), gradient
 

@@ -35,7 +35,7 @@ def forward(
     numbers = tiles.device_scalar(scale, image.device), tiles.device_scalar(bias, image.device)
     coef = None if coef is None else coef.float().contiguous()
     mine, whole = slice(*rows), rows == (0, len(image))
-    with tiles.on_device(image):
+    with torch.autocast(image.device.type, enabled=False), tiles.on_device(image):
         u, v = Tower(image, normalize), Tower(text, normalize)
         loss, slope, du, dv = _pass(u, v, rows, coef, True, numbers, whole)
         if coef is None:

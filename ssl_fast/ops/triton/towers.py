@@ -27,7 +27,7 @@ class Tower:
         x: Tensor,  # [M, D]
         normalize: bool,
     ) -> None:
-        self.rows = x.float() if x.dtype == torch.float16 else x.contiguous()
+        self.rows = (x.float() if x.dtype == torch.float16 else x).contiguous()
         self.normalize = normalize
         norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).clamp_min(1e-12)
         self.norm = norm if normalize else torch.ones_like(norm)

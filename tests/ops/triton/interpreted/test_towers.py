@@ -1,5 +1,6 @@
 """The Triton kernels of clip_loss and siglip_loss in the interpreter against the formula in float64."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -197,3 +198,16 @@ def test_ops_equal_the_reference(reduction: str) -> None:
         results.append((*(v.detach() for v in values), image.grad, text.grad, numbers[0].grad, numbers[1].grad))
     for ours, reference in zip(*results, strict=True):
         torch.testing.assert_close(ours, reference, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("loss", [clip_loss, siglip_loss])
+def test_autocast_changes_no_product(loss: Callable[..., Tensor]) -> None:
+    """As a trainer calls them: rows in fp32 beside an autocast that would multiply them in bf16."""
+    image, text, _ = inputs(12, 16, 0.5, torch.float32)
+    found = []
+    for enabled in (False, True):
+        a, b = image.clone().requires_grad_(), text.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            value = loss(a, b, logit_scale=10.0, impl="triton", **({"logit_bias": -5.0} if loss is siglip_loss else {}))
+        found.append((value.detach(), *torch.autograd.grad(value, (a, b))))
+    assert all(torch.equal(plain, cast) for plain, cast in zip(*found, strict=True))
