@@ -79,7 +79,7 @@ void target_cosines(const Classes& k, T* cosine, int threads) {
         t.load_rows(reinterpret_cast<const void*>(k.weight + at), k.weight_dtype, 1, k.D, k.normalize, centre, ld,
                     &norm);
         const T found = t.dot(row, centre, ld);
-        cosine[i] = s == 0 ? found : std::max(cosine[i], found);
+        if (s == 0 || found > cosine[i] || found != found) cosine[i] = found;  // a NaN is not hidden
       }
     }
   });

@@ -7,6 +7,7 @@ Reference: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", Se
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ def uniforms(
     The counter is (index low, index high, epoch, purpose << 8 | block); block b gives numbers 4b .. 4b+3.
     """
     epoch, purpose = stream
+    seed = operator.index(seed)  # NumPy's too
     split_seed(seed)  # checks it
     index = np.ascontiguousarray(index, dtype=np.int64)
     if why_not_built("_cpu") is not None:

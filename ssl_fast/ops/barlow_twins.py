@@ -121,7 +121,7 @@ def barlow_twins(
         raise ValueError(f"eps must be positive, got {eps}")
     check_impl("barlow_twins", impl)
     factor = gradient_factor(group, grad_reduce)
-    z2 = z2 if z2.dtype == z1.dtype else z2.to(z1.dtype)
+    z1, z2 = contract.of_one_dtype(z1, z2)
     name = "" if group is None else group.group_name
     return _OBJECTIVE((z1, z2), (lambd, eps, name, factor, impl))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ssl_fast.distributed import Group, global_mean, global_sum
 
@@ -44,6 +45,14 @@ def check_pair(
     ):
         check_rows(names[0], first)
         check_rows(names[1], second, first, names[0])
+
+
+def of_one_dtype(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their dtypes."""
+    if first.dtype == second.dtype:
+        return first, second
+    dtype = torch.promote_types(first.dtype, second.dtype)
+    return first.to(dtype), second.to(dtype)
 
 
 def check_weight(
@@ -104,8 +113,10 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 
 
 def under_functorch() -> bool:
-    """Inside torch.func.grad, vmap, jvp ...: they see through plain torch alone."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    """Inside torch.func.grad, vmap, jvp ... or forward-mode AD: they see through plain torch alone."""
+    return not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    )
 
 
 def under_tracing() -> bool:
@@ -118,6 +129,7 @@ def plainly() -> bool:
     return (
         not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
         and not torch._C._len_torch_dispatch_stack()
     )
 
@@ -160,9 +172,10 @@ def differentiable_gradients(
     """Gradients of `reference(*inputs)` that can be differentiated again: the backward pass under `create_graph`."""
     # Aliases: when one tensor is passed twice, each place gets its own gradient.
     aliases = [t.view_as(t) if t is not None and t.requires_grad else t for t in inputs]
-    output = reference(*aliases)
     wanted = [t for t in aliases if t is not None and t.requires_grad]
-    found = iter(torch.autograd.grad(output, wanted, upstream, create_graph=True, allow_unused=True))
+    with torch.autocast(upstream.device.type, enabled=False):
+        output = reference(*aliases)
+        found = iter(torch.autograd.grad(output, wanted, upstream, create_graph=True, allow_unused=True))
     return [next(found) if t is not None and t.requires_grad else None for t in aliases]
 
 

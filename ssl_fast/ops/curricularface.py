@@ -43,13 +43,16 @@ def mean_target_cosine(
     ignore_index: int = -1,
     group: Group = None,
 ) -> Tensor:
-    """Mean cosine of all ranks' samples with their own class, [] in at least fp32: what t is the average of."""
+    """Mean cosine of all ranks' samples with their own class, [] in at least fp32: what t is the average of.
+
+    NaN where no sample has a class.
+    """
     target = targets(labels, len(weight), ignore_index, group)
     cosine = target_cosine(all_gather_rows(x, group), weight if weight.dim() == 3 else weight[:, None], target)
     total = cosine.sum()
     if group is not None:
         dist.all_reduce(total, group=group)
-    return total / (target != IGNORED).sum().clamp_min(1)
+    return total / (target != IGNORED).sum()
 
 
 def curricularface(

@@ -202,7 +202,7 @@ def info_nce(
     gradient_factor(group, grad_reduce)
     tensor, inverse = contract.split_temperature(temperature)
     queue = queue.detach()
-    k = k if k.dtype == q.dtype else k.to(q.dtype)
+    q, k = contract.of_one_dtype(q, k)
     if reduction != "none" and group is None and q.numel() and contract.plainly():
         kernel = choose("info_nce", impl, q, k, queue)
         if hasattr(kernel, "objective"):

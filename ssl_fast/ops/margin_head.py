@@ -119,7 +119,8 @@ class MarginHead(nn.Module):
             self.norm_std.lerp_(std.to(self.norm_std), torch.where(count > 1, step, 0.0).to(self.norm_std))
         elif self.loss == "curricularface":
             mean = mean_target_cosine(x, self.weight, labels, self.options["ignore_index"], group)
-            self.hardness.lerp_(mean.to(self.hardness), step)
+            mean = torch.where(mean.isnan(), self.hardness, mean.to(self.hardness))  # no sample has a class
+            self.hardness.lerp_(mean, step)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

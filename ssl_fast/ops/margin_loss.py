@@ -63,7 +63,8 @@ def margin_loss(
             raise RuntimeError(f"margin losses sample no classes inside torch.func transforms, got {sample_rate=}")
         wide = contract.widened(x)
         options |= {"scale": scale, "ignore_index": ignore_index, "reduction": reduction}
-        return margin_softmax_reference(wide, weight.to(wide.dtype), labels, margin, **options)
+        with torch.autocast(x.device.type, enabled=False):
+            return margin_softmax_reference(wide, weight.to(wide.dtype), labels, margin, **options)
     kernel = choose("margin_softmax", impl, x, weight) if group is None and contract.plainly() else None
     if kernel is not None and hasattr(kernel, "targets"):
         target, wrong = kernel.targets(labels, weight.shape[0], ignore_index, IGNORED)

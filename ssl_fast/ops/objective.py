@@ -84,7 +84,9 @@ class _Op:
                 result = self.compute(*tensors, *options, *self.bare)[0]
         elif contract.under_functorch():
             self._alone(options, "does not work inside torch.func transforms")
-            result = self.equation(*tensors, *options)
+            first = next(t for t in tensors if t is not None)
+            with torch.autocast(first.device.type, enabled=False):
+                result = self.equation(*tensors, *options)
         else:
             op = getattr(torch.ops.ssl_fast, self.name)
             given = self.recorded if contract.wants_gradient(*tensors) else self.bare

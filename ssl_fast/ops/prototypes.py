@@ -228,6 +228,7 @@ def log_sums(
     impl: str,
 ) -> Tensor:
     """log sum_m exp(<terms_m, columns_r> / temperature + bias_m), [R], without the [M, R] logits."""
+    impl = "reference" if contract.under_functorch() else impl
     op = torch.ops.ssl_fast.prototype_log_sums if contract.under_tracing() else _log_sums
     found: Tensor = op(terms, columns, bias, inv_temperature, impl)
     return found

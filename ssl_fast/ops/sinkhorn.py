@@ -77,6 +77,7 @@ def sinkhorn(
     """
     _check(logits, temperature, iterations)
     check_impl("sinkhorn", impl)
+    impl = "reference" if contract.under_functorch() else impl
     log_v = balance_logits(logits, temperature, iterations, group, impl)
     run = torch.ops.ssl_fast.sinkhorn_assignments if contract.under_tracing() else _assignments
     q: Tensor = run(logits, log_v, 1 / temperature, impl)
@@ -96,6 +97,7 @@ def balance_logits(
         if hasattr(kernel, "balance"):
             found: Tensor = kernel.balance(logits, 1 / temperature, iterations)
             return found
+    impl = "reference" if contract.under_functorch() else impl
     run = torch.ops.ssl_fast.sinkhorn_column_logs if contract.under_tracing() else _column_logs
     return balance(lambda log_v: run(logits, log_v, 1 / temperature, impl), iterations, group)
 

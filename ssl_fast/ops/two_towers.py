@@ -21,10 +21,7 @@ def check_towers(
 ) -> tuple[Tensor, Tensor]:
     """Both towers' rows in one dtype, the wider of theirs; ValueError unless they are matrices of one shape."""
     contract.check_pair((first_name, second_name), first, second)
-    if first.dtype == second.dtype:
-        return first, second
-    dtype = torch.promote_types(first.dtype, second.dtype)
-    return first.to(dtype), second.to(dtype)
+    return contract.of_one_dtype(first, second)
 
 
 def split_number(name: str, value: float | Tensor, positive: bool) -> tuple[Tensor | None, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ssl_fast.ops.cpp.sources import stamp
 from tests.data.mutations import fuzz
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +47,7 @@ def test_our_code_under_address_sanitizer(tmp_path: Path) -> None:
     arguments = [
         "-DSSL_FAST_MODULE=_cpu",
         "-DSSL_FAST_SUFFIX=.so",
+        f"-DSSL_FAST_SOURCES={stamp('_cpu')}",
         f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={tmp_path}",
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",

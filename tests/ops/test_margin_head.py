@@ -56,7 +56,10 @@ def test_curricularface_keeps_the_average_of_the_targets_cosines() -> None:
     cosine = torch.nn.functional.cosine_similarity(x[kept], head.weight.detach()[labels[kept]])
     torch.testing.assert_close(head.hardness, 0.1 * cosine.mean())
     assert torch.equal(value, curricularface(x, head.weight, labels, hardness=head.hardness))
-    assert mean_target_cosine(x[:0], head.weight, labels[:0]) == 0
+    assert mean_target_cosine(x[:0], head.weight, labels[:0]).isnan()
+    before = head.hardness.clone()
+    head(x, torch.full_like(labels, -1)), head(x[:0], labels[:0])
+    assert torch.equal(head.hardness, before)  # of a batch without a class there is no average
     head(x, labels)  # the average has moved on ...
     value.backward()  # ... and the first graph still holds its own
     assert head.weight.grad is not None and bool(head.weight.grad.isfinite().all())

@@ -21,10 +21,10 @@ void keep_best(T* tile, int64_t m, int64_t n, int64_t S) {
         // Cells above s that lose to it are cleared, so at most one stays.
         for (int64_t above = 0; above < s; ++above) {
           const Vec<T> seen = load(cell + above * kTile);
-          store(cell + above * kTile, other > best ? never : seen);
+          store(cell + above * kTile, other > best || other != other ? never : seen);
         }
-        store(cell + s * kTile, other > best ? other : never);
-        best = other > best ? other : best;
+        store(cell + s * kTile, other > best || other != other ? other : never);
+        best = other > best || other != other ? other : best;  // a NaN is not hidden
       }
     }
   }
@@ -39,17 +39,18 @@ template <typename T>
 void add_sums(const T* tile, int64_t m, int64_t n, const Negatives<T>& negatives, T* offset, T* sums) {
   for (int64_t j = 0; j < n; j += kLanes<T>) {
     const Vec<T> threshold = load(negatives.threshold + j), old = load(offset + j);
+    const Vec<T> least = broadcast<T>(static_cast<T>(kNever / 2));  // no negative: it may fill a tile, and is no offset
     Vec<T> highest = broadcast<T>(-__builtin_inff());
     for (int64_t i = 0; i < m; ++i) {
       const Vec<T> f = logit<T>(load(tile + i * kTile + j), negatives, threshold);
       highest = f > highest ? f : highest;
     }
-    highest *= negatives.scale;
+    highest = highest <= least ? highest : highest * negatives.scale;
     const Vec<T> chosen = highest > old + static_cast<T>(kMarginSlack) ? highest : old;
     Vec<T> total = load(sums + j) * exp2<T>(old - chosen);
     for (int64_t i = 0; i < m; ++i) {
       const Vec<T> f = logit<T>(load(tile + i * kTile + j), negatives, threshold);
-      total += exp2<T>(f * negatives.scale - chosen);
+      total += f <= least ? broadcast<T>(T(0)) : exp2<T>(f * negatives.scale - chosen);
     }
     store(offset + j, chosen);
     store(sums + j, total);

@@ -52,6 +52,8 @@ def unavailable(*tensors: Tensor) -> str | None:
             return f"the C++ kernels take CPU tensors, got one on {tensor.device}"
         if tensor.dtype not in DTYPES:
             return f"the C++ kernels take float32, float64, bfloat16 and float16, got {tensor.dtype}"
+        if type(tensor) is not Tensor and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            return f"the C++ kernels take tensors with memory of their own, got a {type(tensor).__name__}"
     return why_not_built("_cpu")
 
 

@@ -18,7 +18,10 @@ def forward(
     p, z = p.contiguous(), z.contiguous()
     N, D = p.shape
     dtype = result_dtype(p.dtype)
-    loss, dp = torch.empty(N, dtype=dtype), torch.empty(N, D, dtype=dtype) if with_grad else None
+    loss, dp = (
+        torch.empty(N, dtype=dtype, device="cpu"),
+        torch.empty(N, D, dtype=dtype, device="cpu") if with_grad else None,
+    )
     module().byol_forward(
         p, DTYPES[p.dtype], z, DTYPES[z.dtype], N, D, normalize, loss, dp, torch.get_num_threads()
     )  # fmt: skip

@@ -20,8 +20,8 @@ def forward(
     image, text = image.contiguous(), text.contiguous()
     M, D = image.shape
     begin, end = rows
-    loss = torch.empty(sides, end - begin, dtype=result_dtype(image.dtype))
-    log_l = torch.empty(sides, end - begin, dtype=torch.float64)
+    loss = torch.empty(sides, end - begin, dtype=result_dtype(image.dtype), device="cpu")
+    log_l = torch.empty(sides, end - begin, dtype=torch.float64, device="cpu")
     module().clip_loss_forward(
         image, text, DTYPES[image.dtype], M, D, begin, end, float(scale), normalize, sides,
         loss, log_l, torch.get_num_threads(),
@@ -44,8 +44,8 @@ def backward(
     begin, end = rows
     dtype = result_dtype(image.dtype)
     coef, log_l = coef.to(dtype).contiguous(), log_l.contiguous()
-    dimage, dtext = (torch.empty(end - begin, D, dtype=dtype) for _ in range(2))
-    dscale = torch.empty(end - begin, dtype=dtype)
+    dimage, dtext = (torch.empty(end - begin, D, dtype=dtype, device="cpu") for _ in range(2))
+    dscale = torch.empty(end - begin, dtype=dtype, device="cpu")
     module().clip_loss_backward(
         image, text, DTYPES[image.dtype], coef, log_l, M, D, begin, end,
         float(scale), normalize, len(coef), dimage, dtext, dscale,

@@ -20,7 +20,7 @@ def square_sum(
 
     lists = addresses(tensors), addresses(weights or ()), [t.numel() for t in tensors]
     found = _cpu.square_sum(*lists, DTYPES[tensors[0].dtype], torch.get_num_threads())
-    return torch.tensor(found, dtype=torch.float64)
+    return torch.tensor(found, dtype=torch.float64, device="cpu")
 
 
 def scale_(

@@ -20,8 +20,10 @@ def forward(
     q, k, queue = q.contiguous(), k.to(q.dtype).contiguous(), queue.contiguous()
     B, D = q.shape
     dtype = result_dtype(q.dtype)
-    loss = torch.empty(B, dtype=dtype)
-    grads = [torch.empty(shape, dtype=dtype) for shape in ((B, D), (B, D), (B,))] if with_grad else [None] * 3
+    loss = torch.empty(B, dtype=dtype, device="cpu")
+    grads = (
+        [torch.empty(shape, dtype=dtype, device="cpu") for shape in ((B, D), (B, D), (B,))] if with_grad else [None] * 3
+    )
     module().info_nce_forward(
         q, k, DTYPES[q.dtype], queue, DTYPES[queue.dtype], B, len(queue), D,
         float(inv_temperature), normalize, loss, *grads,

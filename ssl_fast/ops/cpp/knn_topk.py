@@ -18,8 +18,10 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Values [Q, k] in at least fp32 and indices [Q, k] int64, the nearest first."""
     queries, gallery = queries.contiguous(), gallery.contiguous()
-    values = torch.empty(len(queries), k, dtype=result_dtype(torch.promote_types(queries.dtype, gallery.dtype)))
-    indices = torch.empty(len(queries), k, dtype=torch.int64)
+    values = torch.empty(
+        len(queries), k, dtype=result_dtype(torch.promote_types(queries.dtype, gallery.dtype)), device="cpu"
+    )
+    indices = torch.empty(len(queries), k, dtype=torch.int64, device="cpu")
     module().knn_topk(
         queries.data_ptr(), DTYPES[queries.dtype], gallery.data_ptr(), DTYPES[gallery.dtype], *queries.shape[:1],
         *gallery.shape, k, _METRICS[metric], values.data_ptr(), indices.data_ptr(), torch.get_num_threads(),

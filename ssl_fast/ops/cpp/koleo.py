@@ -15,7 +15,7 @@ def neighbours(
 ) -> Tensor:
     """The row nearest to each of the rows [begin, end) and not itself, [end - begin] int64; M is at least 2."""
     z = z.contiguous()
-    found = torch.empty(end - begin, dtype=torch.int64)
+    found = torch.empty(end - begin, dtype=torch.int64, device="cpu")
     module().koleo_neighbours(
         z.data_ptr(), DTYPES[z.dtype], *z.shape, begin, end, found.data_ptr(), torch.get_num_threads()
     )

@@ -31,7 +31,7 @@ def forward(
     row_weight: Tensor | None,  # [M]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Log-normaliser of the negatives [M]; with row_weight also dx, dweight, mean [M] of the weighted sum of losses."""
-    lse = torch.empty(len(x), dtype=result_dtype(x.dtype))
+    lse = torch.empty(len(x), dtype=result_dtype(x.dtype), device="cpu")
     rows = (phi, slope, row_weight)
     return lse, *_run(x, weight, target, negatives, normalize, False, rows, lse, row_weight is not None)
 
@@ -61,7 +61,7 @@ def adaface_margins(
     """m2 and m3 of each row, [2, N]; at least fp32."""
     x = x.contiguous()
     N, D = x.shape
-    rows = torch.empty((2, N), dtype=result_dtype(x.dtype))
+    rows = torch.empty((2, N), dtype=result_dtype(x.dtype), device="cpu")
     module().adaface_margins(
         x, DTYPES[x.dtype], N, D, norm_mean, norm_std, margin, concentration, rows, torch.get_num_threads()
     )
@@ -125,7 +125,7 @@ def _run(
     x, weight, target = x.contiguous(), weight.contiguous(), target.contiguous()
     dtype = result_dtype(x.dtype)
     shapes = (x.shape, weight.shape, lse.shape) if with_grad else ()
-    grads: list[Any] = [torch.empty(shape, dtype=dtype) for shape in shapes] or [None] * 3
+    grads: list[Any] = [torch.empty(shape, dtype=dtype, device="cpu") for shape in shapes] or [None] * 3
     columns = [None if t is None else t.to(dtype).contiguous() for t in (negatives.threshold, *rows)]
     module().margin_softmax(
         x, DTYPES[x.dtype], weight, DTYPES[weight.dtype], target, len(x), *weight.shape, float(negatives.scale),

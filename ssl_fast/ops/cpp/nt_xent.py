@@ -27,7 +27,10 @@ def forward(
     begin, end = rows
     ids = None if classes is None else classes.ids
     dtype = result_dtype(x.dtype)
-    loss, log_l = torch.empty(end - begin, dtype=dtype), torch.empty(end - begin, dtype=dtype)
+    loss, log_l = (
+        torch.empty(end - begin, dtype=dtype, device="cpu"),
+        torch.empty(end - begin, dtype=dtype, device="cpu"),
+    )
     module().nt_xent_forward(
         x, DTYPES[x.dtype], positive, ids, N, D, begin, end, float(inv_temperature),
         normalize, decoupled, loss, log_l, torch.get_num_threads(),
@@ -53,7 +56,10 @@ def backward(
     ids = None if classes is None else classes.ids
     dtype = result_dtype(x.dtype)
     coef, log_l = coef.to(dtype).contiguous(), log_l.to(dtype).contiguous()
-    dx, zdz = torch.empty(end - begin, D, dtype=dtype), torch.empty(end - begin, dtype=dtype)
+    dx, zdz = (
+        torch.empty(end - begin, D, dtype=dtype, device="cpu"),
+        torch.empty(end - begin, dtype=dtype, device="cpu"),
+    )
     module().nt_xent_backward(
         x, DTYPES[x.dtype], positive, ids, coef, log_l, N, D,
         begin, end, float(inv_temperature), normalize, decoupled, dx, zdz,

@@ -23,7 +23,7 @@ def forward(
     S, N, K = student.shape
     student, teacher = student.contiguous(), teacher.contiguous()
     bias, coef = (None if t is None else t.to(dtype).contiguous() for t in (bias, coef))
-    loss = torch.empty(N, dtype=dtype)
+    loss = torch.empty(N, dtype=dtype, device="cpu")
     dstudent = torch.empty_like(student, dtype=dtype) if with_grad else None
     module().prototype_logits_forward(
         student, DTYPES[student.dtype], teacher, DTYPES[teacher.dtype], S, teacher.shape[0], N, K, bias, coef,
@@ -71,6 +71,6 @@ def token_weights(
     """1 / (masked tokens of its image) for each masked token, [M]; and how many there are, which should be M."""
     masks = masks.contiguous()
     B = masks.shape[0]
-    weights = torch.empty(num_tokens, dtype=dtype)
+    weights = torch.empty(num_tokens, dtype=dtype, device="cpu")
     in_float64 = dtype == torch.float64
     return weights, module().token_weights(masks, B, masks.numel() // max(B, 1), num_tokens, weights, in_float64)

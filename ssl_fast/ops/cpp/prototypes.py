@@ -25,9 +25,9 @@ def forward(
     dtype = torch.promote_types(student.dtype, torch.float32)
     (S, N, D), K = student.shape, len(weight_student)
     bias, coef = (None if t is None else t.to(dtype).contiguous() for t in (bias, coef))
-    loss = torch.empty(N, dtype=dtype)
-    dstudent = torch.empty(student.shape, dtype=dtype) if with_grad else None
-    dweight = torch.empty(K, D, dtype=dtype) if with_grad and with_dweight else None
+    loss = torch.empty(N, dtype=dtype, device="cpu")
+    dstudent = torch.empty(student.shape, dtype=dtype, device="cpu") if with_grad else None
+    dweight = torch.empty(K, D, dtype=dtype, device="cpu") if with_grad and with_dweight else None
     matrices = (student, weight_student, teacher, weight_teacher)
     module().prototypes_forward(
         *(part for t in matrices for part in (t, DTYPES[t.dtype])), S, len(teacher), N, K, D, bias, coef, inv_student,
@@ -78,7 +78,7 @@ def log_sums(
     """log sum_m exp(<terms_m, columns_r> / temperature + bias_m), [R]."""
     dtype = torch.promote_types(torch.promote_types(terms.dtype, columns.dtype), torch.float32)
     bias = None if bias is None else bias.to(dtype).contiguous()
-    logs = torch.empty(len(columns), dtype=dtype)
+    logs = torch.empty(len(columns), dtype=dtype, device="cpu")
     module().prototypes_log_sums(
         terms, DTYPES[terms.dtype], columns, DTYPES[columns.dtype], bias, len(terms), len(columns), columns.shape[1],
         inv_temperature, logs, dtype == torch.float64, torch.get_num_threads(),

@@ -26,9 +26,9 @@ def forward(
     begin, end = rows
     R, dtype = end - begin, result_dtype(image.dtype)
     coef = None if coef is None else coef.to(dtype).contiguous()
-    loss = torch.empty(R, dtype=dtype)
+    loss = torch.empty(R, dtype=dtype, device="cpu")
     shapes = ((R, D), (R, D), (R,), (R,))
-    grads = [None if coef is None else torch.empty(shape, dtype=dtype) for shape in shapes]
+    grads = [None if coef is None else torch.empty(shape, dtype=dtype, device="cpu") for shape in shapes]
     module().siglip_loss_forward(
         image, text, DTYPES[image.dtype], coef, M, D, begin,
         end, float(scale), float(bias), normalize, loss,

@@ -16,7 +16,7 @@ def column_logs(
     """log sum_n u_n exp(x_nk / temperature), [K], with the u of log_v (u = 1 without)."""
     logits, dtype = logits.contiguous(), result_dtype(logits.dtype)
     log_v = None if log_v is None else log_v.to(dtype).contiguous()
-    logs = torch.empty(logits.shape[1], dtype=dtype)
+    logs = torch.empty(logits.shape[1], dtype=dtype, device="cpu")
     module().sinkhorn_column_logs(
         logits, DTYPES[logits.dtype], *logits.shape, inv_temperature, log_v, logs, torch.get_num_threads()
     )
@@ -31,7 +31,7 @@ def balance(
     """log v [K] after all iterations, in one call."""
     logits = logits.contiguous()
     N, K = logits.shape
-    log_v = torch.empty(K, dtype=result_dtype(logits.dtype))
+    log_v = torch.empty(K, dtype=result_dtype(logits.dtype), device="cpu")
     module().sinkhorn_balance(
         logits, DTYPES[logits.dtype], N, K, inv_temperature, iterations, log_v, torch.get_num_threads()
     )
@@ -45,7 +45,7 @@ def assignments(
 ) -> Tensor:
     """The softmax over k of x / temperature + log v, [N, K]."""
     logits, dtype = logits.contiguous(), result_dtype(logits.dtype)
-    q = torch.empty(logits.shape, dtype=dtype)
+    q = torch.empty(logits.shape, dtype=dtype, device="cpu")
     module().sinkhorn_assignments(
         logits, DTYPES[logits.dtype], *logits.shape, inv_temperature, log_v.to(dtype).contiguous(), q,
         torch.get_num_threads(),

@@ -21,13 +21,13 @@ def column_logs(
     total = logits.new_zeros(logits.shape[1], dtype=dtype)
     if log_v is not None:
         for chunk in _chunks(logits):
-            total += _softmax(chunk, inv_temperature, log_v).sum(0)  # u_n E_nk v_k
+            total = total + _softmax(chunk, inv_temperature, log_v).sum(0)  # u_n E_nk v_k
         return total.log_().sub_(log_v)
     if len(logits) == 0:
         return total.log_()
     highest = logits.amax(0).to(dtype)
     for chunk in _chunks(logits):
-        total += chunk.to(dtype).sub(highest).mul_(inv_temperature).exp_().sum(0)
+        total = total + chunk.to(dtype).sub(highest).mul_(inv_temperature).exp_().sum(0)
     return total.log_().add_(highest, alpha=inv_temperature)
 
 
@@ -37,7 +37,7 @@ def assignments(
     log_v: Tensor,  # [K]
 ) -> Tensor:
     """The softmax over k of x / temperature + log v, [N, K]."""
-    q = torch.empty(logits.shape, dtype=log_v.dtype, device=logits.device)
+    q = torch.empty_like(logits, dtype=log_v.dtype)
     for chunk, out in zip(_chunks(logits), _chunks(q), strict=True):
         out.copy_(_softmax(chunk, inv_temperature, log_v))
     return q
