@@ -18,7 +18,8 @@ class EMA:
     `copy.deepcopy`), keeps its own dtype, and is saved with the model it belongs to.
 
     Args:
-        target: the teacher, a module or an iterable of tensors. Of a module, the parameters are averaged.
+        target: the teacher, a module or an iterable of tensors. Of a module, the parameters are averaged: those that
+            it has now, so make a new EMA after `load_state_dict(assign=True)`.
         source: the student, with the same tensors in the same order; its dtype may differ (fp32 teacher, bf16 student).
         momentum: m, used where `update_` gets none.
         buffers: for modules, update buffers too: floating-point ones (running statistics) are averaged, others copied.
@@ -49,8 +50,8 @@ class EMA:
     ) -> None:
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
-        self.targets = _tensors(target, buffers)
-        self.sources = _tensors(source, buffers)
+        self.target, self.source, self.buffers = target, source, buffers
+        self.targets, self.sources = _tensors(target, buffers), _tensors(source, buffers)
         self.momentum = momentum
         self.impl = impl
         shapes = [[tuple(t.shape) for t in tensors] for tensors in (self.targets, self.sources)]
@@ -66,6 +67,8 @@ class EMA:
         Args:
             momentum: m of this step, for schedules; by default the one given at construction.
         """
+        if self.buffers:  # `module.to` puts other tensors in the place of buffers, which it does not of parameters
+            self.targets, self.sources = _tensors(self.target, True), _tensors(self.source, True)
         ema_update_(self.targets, self.sources, self.momentum if momentum is None else momentum, impl=self.impl)
 
 

@@ -83,6 +83,10 @@ class LAMB(Optimizer):
         if impl == "apex":
             self._apex = ApexLamb(self.param_groups)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles."""
+        return {**super().__getstate__(), "impl": self.impl, "_apex": self._apex}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; see `torch.optim.Optimizer.add_param_group`."""
         _check({**self.defaults, **param_group})

@@ -82,6 +82,10 @@ class LARS(Optimizer):
         self.impl = impl
         super().__init__(params, defaults)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles."""
+        return {**super().__getstate__(), "impl": self.impl}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; see `torch.optim.Optimizer.add_param_group`."""
         _check({**self.defaults, **param_group})

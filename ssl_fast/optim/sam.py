@@ -122,7 +122,6 @@ class SAM(Wrapper):
         return loss
 
     def _share(self) -> None:
-        super()._share()
         for group in self.param_groups:
             group.setdefault("rho", self.rho)
             group.setdefault("adaptive", self.adaptive)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +28,26 @@ class Wrapper(Optimizer):
         self._patch_step_function()
         self._share()
 
+    # Looked up each time: `base.load_state_dict` puts others in their place.
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The inner optimiser's groups."""
+        return self.base.param_groups
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:  # type: ignore[override]
+        """The inner optimiser's state."""
+        return self.base.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The inner optimiser's defaults."""
+        return self.base.defaults
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the hooks, for copies and pickles."""
+        return {name: value for name, value in self.__dict__.items() if not name.endswith("_hooks")}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the inner optimiser."""
         self.base.add_param_group(param_group)
@@ -50,7 +70,7 @@ class Wrapper(Optimizer):
         return f"{type(self).__name__}({self.base!r})"
 
     def _share(self) -> None:
-        self.param_groups, self.state, self.defaults = self.base.param_groups, self.base.state, self.base.defaults
+        """Called when the groups have changed: a subclass puts into them what it keeps there."""
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
