@@ -3,7 +3,8 @@
 # the tests marked gpu, and times views and ops for the time that is left.
 #     benchmarks/gpu/run.sh [arguments of benchmarks/gpu/time_ops.py]
 # Needs torch, pybind11, cmake and nvcc, and pytest for the tests (with pytest-xdist, in eight processes: most of their
-# time is compiling); the recipes are tested too where hydra-core, timm, scikit-image and scikit-learn are installed. TOTAL_SECONDS (580) is the limit of all together.
+# time is compiling); the recipes are tested too where hydra-core, timm, scikit-image and scikit-learn are installed.
+# TOTAL_SECONDS (580) is the limit of all together.
 # Exit code 2: no GPU; 1: a part failed, the others ran. Rows of ops go to --output, or benchmarks/results/gpu_ops.csv;
 # those of views to benchmarks/results/gpu_views.csv.
 set -uo pipefail

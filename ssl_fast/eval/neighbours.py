@@ -117,8 +117,8 @@ def _matches(
     if not (train_set.has_classes and query_set.has_classes):
         return None
     train_y, query_y = torch.tensor(train_set.labels), torch.tensor(query_set.labels)
-    shown = query_y[list(queries)][:, None]
-    return (train_y[index] == shown) & (shown >= 0)
+    own = query_y[list(queries)][:, None]
+    return (train_y[index] == own) & (own >= 0)
 
 
 def _paste(picture: Any, image: Any, corner: tuple[int, int], colour: tuple[int, int, int]) -> None:

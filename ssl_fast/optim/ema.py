@@ -50,8 +50,8 @@ class EMA:
     ) -> None:
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
-        self.target, self.source, self.buffers = target, source, buffers
         self.targets, self.sources = _tensors(target, buffers), _tensors(source, buffers)
+        self.modules = [m for m in (target, source) if isinstance(m, nn.Module)] if buffers else []
         self.momentum = momentum
         self.impl = impl
         shapes = [[tuple(t.shape) for t in tensors] for tensors in (self.targets, self.sources)]
@@ -67,8 +67,8 @@ class EMA:
         Args:
             momentum: m of this step, for schedules; by default the one given at construction.
         """
-        if self.buffers:  # `module.to` puts other tensors in the place of buffers, which it does not of parameters
-            self.targets, self.sources = _tensors(self.target, True), _tensors(self.source, True)
+        if len(self.modules) == 2:  # `module.to` puts other tensors in the place of buffers, not of parameters
+            self.targets, self.sources = (_tensors(module, True) for module in self.modules)
         ema_update_(self.targets, self.sources, self.momentum if momentum is None else momentum, impl=self.impl)
 
 

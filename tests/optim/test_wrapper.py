@@ -70,3 +70,10 @@ def test_buffers_that_were_replaced_are_averaged() -> None:
     student.running_mean.fill_(5.0)  # type: ignore[union-attr, operator]
     ema.update_()
     assert teacher.running_mean.tolist() == [5.0, 5.0]  # type: ignore[union-attr, operator]
+
+
+def test_tensors_given_one_by_one_stay_when_buffers_are_asked_for() -> None:
+    student, teacher = nn.Linear(2, 2), nn.Linear(2, 2)
+    ema = EMA(teacher.parameters(), student.parameters(), momentum=0.0, buffers=True)
+    ema.update_(), ema.update_()
+    assert torch.equal(teacher.weight, student.weight)
