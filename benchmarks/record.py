@@ -28,6 +28,13 @@ def environment(packages: Iterable[str] = ()) -> dict[str, str]:
     }
 
 
+def read(name: str) -> list[dict[str, str]]:
+    """The rows of benchmarks/results/<name>.csv; none where it is not there."""
+    path = RESULTS / f"{name}.csv"
+    with path.open(newline="") if path.exists() else nullcontext([]) as file:
+        return list(csv.DictReader(file))
+
+
 def write(name: str, rows: list[Mapping[str, Any]], packages: Iterable[str] = ()) -> Path:
     """Replaces benchmarks/results/<name>.csv by the rows, each with the columns of `environment`."""
     found = environment(packages)
@@ -41,11 +48,9 @@ def merge(
     key: tuple[str, ...] = ("op", "sizes"),
 ) -> Path:
     """Puts the rows in the place of those with the same key, or at the end; all others stay as they are."""
-    path, found = RESULTS / f"{name}.csv", environment(packages)
+    found, old = environment(packages), read(name)
     new = [{**row, **found} for row in rows]
     measured = {_key(row, key) for row in new}
-    with path.open(newline="") if path.exists() else nullcontext([]) as file:
-        old = list(csv.DictReader(file))
     replaced = [row for row in old if _key(row, key) in measured]
     place = old.index(replaced[0]) if replaced else len(old)
     old = [row for row in old if row not in replaced]

@@ -4,24 +4,19 @@ python -m benchmarks.tables [--check]
 """
 
 import argparse
-import csv
 import re
 import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
 
-from benchmarks.record import RESULTS
+from benchmarks.gpu import summary
+from benchmarks.record import RESULTS, read
 
 README = RESULTS.parents[1] / "README.md"
 BOOK = RESULTS.parents[1] / "docs" / "benchmarks.md"
 ENVIRONMENT = ("hardware", "versions", "commit", "date")  # said once under each table
 Row = dict[str, str]
-
-
-def rows_of(name: str) -> list[Row]:
-    with (RESULTS / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def grid(header: list[str], lines: list[list[str]]) -> str:
@@ -38,7 +33,7 @@ def source(rows: list[Row], name: str) -> str:
 def contrastive() -> str:
     """Forward and backward of the contrastive ops."""
     name = "ops_contrastive_cpu"
-    rows = rows_of(name)
+    rows = read(name)
     slowest = {(r["op"], r["sizes"]): max(float(o["p50_ms"]) for o in rows if o["sizes"] == r["sizes"]) for r in rows}
     lines = [
         [
@@ -59,7 +54,7 @@ def contrastive() -> str:
 def steps() -> str:
     """LARS and EMA on ResNet-50."""
     name = "cpu_multi_tensor"
-    rows = rows_of(name)
+    rows = read(name)
     lines = [
         [r["op"], r["implementation"], f"{float(r['ms']):.1f}", f"{float(r['floor_percent']):.0f} %"] for r in rows
     ]
@@ -69,7 +64,7 @@ def steps() -> str:
 def beside_lightly() -> str:
     """Training beside lightly: medians of images/s, means of kNN."""
     name = "train_beside_lightly"
-    rows = rows_of(name)
+    rows = read(name)
     columns: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         columns[row["column"]].append(row)
@@ -86,9 +81,8 @@ def beside_lightly() -> str:
 def methods() -> str:
     """Every pretraining method beside lightly's: medians of images/s, means of kNN."""
     name = "train_methods"
-    if not (RESULTS / f"{name}.csv").exists():
+    if not (rows := read(name)):
         return "Not measured yet: `python -m benchmarks.train.methods_beside_lightly --data cifar10.npz`."
-    rows = rows_of(name)
     lines = []
     for method in dict.fromkeys(r["method"] for r in rows):
         mine = {c: [r for r in rows if (r["method"], r["column"]) == (method, c)] for c in ("lightly", "ours")}
@@ -105,7 +99,7 @@ def methods() -> str:
 def views() -> str:
     """Views on a CPU: ours, how many times as many as each peer, and what a second thread brings of the control's."""
     name = "data_views_cpu"
-    rows = rows_of(name)
+    rows = read(name)
     rates = {(r["job"], r["threads"], r["provider"]): float(r["views_per_second"]) for r in rows}
     peers = [p for p in dict.fromkeys(r["provider"] for r in rows) if p not in ("ssl_fast", "control")]
     lines = []
@@ -121,7 +115,7 @@ def views() -> str:
 def pretrain() -> str:
     """The built-in job and CIFAR-10: one row a run."""
     name = "pretrain"
-    rows = rows_of(name)
+    rows = read(name)
     speeds = ("train_seconds", "images_per_second")
     keys = ("knn_top1", "knn_top1_random_init", "knn_top1_raw_pixels")
     lines = [
@@ -130,6 +124,16 @@ def pretrain() -> str:
     ]
     header = ["preset", "seed", "kNN learned", "random init", "raw pixels", "training s", "images/s"]
     return grid(header, lines) + source(rows, name)
+
+
+def gpu() -> str:
+    """What was measured on a GPU, in short."""
+    parts = []
+    for name, (_, table) in summary.PARTS.items():
+        header, lines = table()
+        if lines:
+            parts.append(grid(header, lines) + source(read(name), name))
+    return "\n\n".join(parts) or "Nothing was measured yet."
 
 
 def short(value: str) -> str:
@@ -150,7 +154,7 @@ def book() -> str:
         "\ntried and left is in [NOTES.md](../benchmarks/NOTES.md).",
     ]
     for path in sorted(RESULTS.glob("*.csv")):
-        rows = rows_of(path.stem)
+        rows = read(path.stem)
         shown = [column for column in rows[0] if column not in ENVIRONMENT]
         lines = [[short(row[column]) for column in shown] for row in rows]
         parts.append(f"## {path.stem.replace('_', ' ')}\n\n{grid(shown, lines)}{source(rows, path.stem)}")
@@ -164,6 +168,7 @@ TABLES = {
     "methods": methods,
     "views": views,
     "pretrain": pretrain,
+    "gpu": gpu,
 }
 
 

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 Step = Callable[[], object]
 _L2 = 256 << 20  # bytes written to empty the L2 cache
 _AHEAD = 400_000  # cycles that the GPU waits before a warm measurement, so that the host's launches are not in it
@@ -45,6 +47,34 @@ class Clock:
             if turn >= 4 and time.perf_counter() - begun > seconds:
                 break
         return times
+
+    def captured(self, step: Callable[[], T]) -> Callable[[], T]:
+        """The step as a CUDA graph, whose replay returns the tensors of the one call that was recorded.
+
+        Raises:
+            RuntimeError: on a CPU; or the step waits for the device, which no graph can hold.
+        """
+        if not self.cuda:
+            raise RuntimeError("no CUDA graph on a CPU")
+        torch.cuda.set_sync_debug_mode("error")  # a capture that fails halfway would leave the allocator in it
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            step()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = step()
+
+        def replay() -> T:
+            graph.replay()
+            return found
+
+        return replay
 
     def extra_mb(self, step: Step) -> float | str:
         """MB that one call adds to the allocated memory at its highest; on a CPU nobody counts."""

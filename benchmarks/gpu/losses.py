@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ssl_fast as sf
+from benchmarks.ops.bench_margin import insightface
 from ssl_fast.ops.arcface import arcface_reference
 from ssl_fast.ops.barlow_twins import barlow_twins_reference
 from ssl_fast.ops.byol import byol_reference
@@ -221,7 +222,9 @@ def arcface(draw: Draw, sizes: tuple[int, ...], hard: bool = False) -> Problem:
     labels = torch.arange(rows, device=draw.device) % classes
     number = {"hardness": torch.tensor(0.3, device=draw.device)} if hard else {}
     op, equation = (sf.curricularface, curricularface_reference) if hard else (sf.arcface, arcface_reference)
-    peer = {} if hard else {"PML ArcFaceLoss": _metric_learning(classes, dim, draw.device)}
+    peer: dict[str, Callable[[], Loss]] = {} if hard else {"insightface's arithmetic": lambda: insightface}
+    if not hard:
+        peer["PML ArcFaceLoss"] = _metric_learning(classes, dim, draw.device)
     return Problem(
         "margin_softmax",
         lambda x, w, y, impl: op(x, w, y, impl=impl, **number),

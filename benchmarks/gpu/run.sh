@@ -1,37 +1,72 @@
 #!/usr/bin/env bash
-# On a machine with a GPU and no network, in at most ten minutes: says what is there, builds the modules in place, runs
-# the tests marked gpu, and times views and ops for the time that is left.
-#     benchmarks/gpu/run.sh [arguments of benchmarks/gpu/time_ops.py]
-# Needs torch, pybind11, cmake and nvcc, and pytest for the tests (with pytest-xdist, in eight processes: most of their
-# time is compiling); the recipes are tested too where hydra-core, timm, scikit-image and scikit-learn are installed.
-# TOTAL_SECONDS (580) is the limit of all together.
-# Exit code 2: no GPU; 1: a part failed, the others ran. Rows of ops go to --output, or benchmarks/results/gpu_ops.csv;
-# those of views to benchmarks/results/gpu_views.csv.
+# On a machine with a GPU and no network: builds the modules in place, runs one part, and prints the book in short.
+#     benchmarks/gpu/run.sh tests | sanitize | ops | views | train | cifar | tune  [arguments of the part's module]
+# tests      all tests marked gpu (the recipes' where hydra-core, timm, scikit-image and scikit-learn are installed)
+# sanitize   compute-sanitizer, memcheck and racecheck, over a small case of every kernel
+# ops        losses and optimiser steps beside their equations and peers      (benchmarks.gpu.time_ops)
+# views      views beside torchvision, kornia and DALI                        (benchmarks.gpu.time_views)
+# train      images/s of whole steps: ViT-S/16, ResNet-50, ResNet-18          (benchmarks.gpu.time_training)
+# cifar      CIFAR-10 to the end: --data cifar10.npz, TOTAL_SECONDS=600       (benchmarks.gpu.time_to_accuracy)
+# tune       every candidate of the Triton kernels' tiles                     (benchmarks.gpu.tune_tiles)
+# Needs torch, pybind11, cmake and nvcc; tests: pytest, with pytest-xdist in eight processes; train and cifar: timm.
+# TOTAL_SECONDS (350) is the limit of a part, the build included. Rows join benchmarks/results/gpu_*.csv as they are
+# measured; what is there already, of the same hardware and versions, is left out: the same command goes on, also on
+# another machine that was given those files. Exit code 2: no GPU, or no such part; 1: something failed.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
-PYTHON=${PYTHON:-python3} TOTAL=${TOTAL_SECONDS:-580} failed=0
+PYTHON=${PYTHON:-python3} TOTAL=${TOTAL_SECONDS:-350} failed=0 part=${1:-}
 
+case $part in
+  tests | sanitize | ops | views | train | cifar | tune) shift ;;
+  *)
+    echo "benchmarks/gpu/run.sh: expected tests, sanitize, ops, views, train, cifar or tune, got '$part'" >&2
+    exit 2
+    ;;
+esac
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   echo "benchmarks/gpu/run.sh: no CUDA device is visible to torch; nothing was built, tested or timed" >&2
   exit 2
 fi
 
-part() {  # what it is, its seconds at most, the command
-  local name=$1 limit=$2
-  shift 2
+step() {  # what it is, the command; ends in time for the summary
+  local name=$1 left=$((TOTAL - SECONDS - 5))
+  shift
   echo "== $name, at ${SECONDS} s"
-  timeout --signal=INT --kill-after=10 "$limit" "$@" || { failed=1; echo "== $name failed or took longer than $limit s" >&2; }
+  timeout --signal=INT --kill-after=10 "$left" "$@" || { failed=1; echo "== $name failed or took longer than $left s" >&2; }
+}
+
+has() { "$PYTHON" -c "import $1" 2>/dev/null; }
+
+timed() {  # a module that begins nothing new shortly before the end
+  step "$1" "$PYTHON" -m "benchmarks.gpu.$1" --seconds $((TOTAL - SECONDS - 40)) "${@:2}"
 }
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv || true
-part build 150 env SSL_FAST_CUDA=1 "$PYTHON" setup.py --quiet build_ext --inplace
-part report 60 "$PYTHON" -m ssl_fast
-workers=$("$PYTHON" -c 'import xdist' 2>/dev/null && echo "-n 8")
-recipes=$("$PYTHON" -c 'import hydra, skimage, sklearn, timm' 2>/dev/null && echo tests/recipes/test_on_gpu.py)
-# shellcheck disable=SC2086  # no word where there are no workers, or no packages for the recipes
-part tests $(((TOTAL - SECONDS) * 4 / 10)) "$PYTHON" -m pytest -m gpu $recipes tests/ops tests/data --maxfail=30 --tb=short $workers
-part views 80 "$PYTHON" -m benchmarks.gpu.time_views --seconds 60
-# A size that was begun is finished, so the timing stops a little before the limit.
-part timings $((TOTAL - SECONDS)) "$PYTHON" -m benchmarks.gpu.time_ops --seconds $((TOTAL - SECONDS - 30)) "$@"
+step build env SSL_FAST_CUDA=1 "$PYTHON" setup.py --quiet build_ext --inplace
+step report "$PYTHON" -m ssl_fast
+
+case $part in
+  tests)
+    recipes=$(has "hydra, skimage, sklearn, timm" && echo tests/recipes/test_on_gpu.py)
+    workers=$(has xdist && echo "-n 8")
+    # shellcheck disable=SC2086  # no word where there are no workers, or no packages for the recipes
+    step tests "$PYTHON" -m pytest -m gpu $recipes tests/ops tests/data --maxfail=30 --tb=short $workers "$@"
+    ;;
+  sanitize)
+    # The allocator's large blocks would hide what lies beyond a tensor's end.
+    for kernels in native triton; do
+      for tool in memcheck racecheck; do
+        step "$tool of $kernels kernels" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+          compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" -m tests.every_kernel --only "$kernels" "$@"
+      done
+    done
+    ;;
+  ops) timed time_ops "$@" ;;
+  views) timed time_views "$@" ;;
+  train) timed time_training "$@" ;;
+  cifar) step time_to_accuracy "$PYTHON" -m benchmarks.gpu.time_to_accuracy "$@" ;;
+  tune) timed tune_tiles "$@" ;;
+esac
+step summary "$PYTHON" -m benchmarks.gpu.summary
 exit $failed

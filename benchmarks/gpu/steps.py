@@ -1,4 +1,4 @@
-"""The optimiser steps of the book: ours, torch's foreach forms and timm's, on the parameters of a ResNet-50."""
+"""The optimiser steps of the book: ours, torch's foreach forms and timm's, on the parameters of two networks."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,9 +35,22 @@ def resnet50_shapes() -> Iterator[tuple[int, ...]]:
     yield from ((1000, 2048), (1000,))
 
 
-def parameters(device: str, small: bool) -> list[Tensor]:
+def vit_base_shapes() -> Iterator[tuple[int, ...]]:
+    """The 152 parameters of ViT-B/16 at 224 px."""
+    width, hidden = 768, 3072
+    yield from ((1, 1, width), (1, 197, width), (width, 3, 16, 16), (width,))
+    for _ in range(12):
+        yield from ((width,), (width,), (3 * width, width), (3 * width,), (width, width), (width,))
+        yield from ((width,), (width,), (hidden, width), (hidden,), (width, hidden), (width,))
+    yield from ((width,), (width,), (1000, width), (1000,))
+
+
+MODELS = {"resnet50": resnet50_shapes, "vit_base": vit_base_shapes}
+
+
+def parameters(model: str, device: str, small: bool) -> list[Tensor]:
     """Random ones; a tenth of the width where `small`."""
-    shapes = [tuple(max(1, n // 10) for n in shape) if small else shape for shape in resnet50_shapes()]
+    shapes = [tuple(max(1, n // 10) for n in shape) if small else shape for shape in MODELS[model]()]
     return [torch.randn(shape, device=device) * 0.05 for shape in shapes]
 
 

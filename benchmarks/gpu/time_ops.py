@@ -3,20 +3,21 @@
     python -m benchmarks.gpu.time_ops --seconds 300
 
 Each row is one provider at one size, forward or forward and backward (`step`: one optimiser step), with the L2 cache as
-the last call left it or emptied before. Milliseconds are p20, p50, p80 of rounds in turning order. The floor is the
-larger of the op's arithmetic at the rate of a large product of torch's own in the same dtype, and of the bytes it must
-move at the rate of a large copy, both of this run. `error` is norm-wise, against the equation in float64, where its
-matrix fits; `host_us` is the host's time for one call at a tiny size; `extra_mb` is what one call adds to the allocated
-memory. Rows are appended to the CSV as they come, the most important first: what ends the run early loses the rest.
-`--device cpu --small` runs the same code anywhere, for trying it out.
+the last call left it or emptied before; "graph": the same call, replayed as a CUDA graph. Milliseconds are p20, p50,
+p80 of rounds in turning order. The floor is the larger of the op's arithmetic at the rate of a large product of torch's
+own in the same dtype, and of the bytes it must move at the rate of a large copy, both of this run; "tf32" is float32
+with torch told to multiply so ("high"), for all providers. `error` is norm-wise, against the equation in float64, where
+its matrix fits; `host_us` is the host's time for one call at a tiny size; `extra_mb` is what one call adds to the
+allocated memory. A chapter's rows join the CSV when it is done, the most important chapters first; those that are there
+already, of the same hardware and versions, are left out. `--device cpu --small` runs the same code anywhere, for trying
+it out.
 """
 
 import argparse
-import csv
 import gc
+import re
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -26,75 +27,39 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu import steps
+from benchmarks.gpu.book import Book, Row, working
 from benchmarks.gpu.clock import Clock, Step
 from benchmarks.gpu.losses import MAKERS, Draw, Loss, Problem
-from benchmarks.record import RESULTS, environment
+from benchmarks.gpu.sizes import BF16, FULL, PRECISIONS, SIZES, TINY, multiplying
+from benchmarks.record import RESULTS
 
-Row = dict[str, Any]
-FULL, HALF = torch.float32, torch.bfloat16
-# By op: the headline size first, then the others; dtypes of the headline, of which the others take the first.
-SIZES: dict[str, tuple[tuple[tuple[int, ...], ...], tuple[torch.dtype, ...]]] = {
-    "nt_xent": (((8192, 128), (4096, 128), (1024, 128), (32768, 128), (65536, 128), (65536, 256)), (HALF, FULL)),
-    "info_nce": (((256, 65536, 128), (512, 65536, 128), (1024, 65536, 128), (4096, 65536, 128)), (HALF, FULL)),
-    "arcface": (
-        ((1024, 100_000, 512), (512, 10_000, 512), (4096, 100_000, 512), (1024, 1_000_000, 512)),
-        (HALF, FULL),
-    ),
-    "siglip_loss": (((8192, 768), (65536, 768)), (HALF,)),
-    "clip_loss": (((8192, 768), (32768, 768)), (HALF,)),
-    "dino_loss": (((512, 65536, 256),), (HALF,)),
-    "sinkhorn": (((1024, 65536), (4096, 3000)), (FULL, HALF)),
-    "supcon": (((8192, 128),), (HALF,)),
-    "dcl": (((8192, 128),), (HALF,)),
-    "byol_loss": (((4096, 256), (512, 2048)), (FULL, HALF)),
-    "knn_topk": (((4096, 65536, 512, 200), (4096, 65536, 512, 20)), (FULL,)),
-    "curricularface": (((1024, 100_000, 512),), (HALF,)),
-    "koleo": (((4096, 384),), (FULL,)),
-    "vicreg": (((2048, 8192), (256, 8192), (1024, 8192), (4096, 8192)), (FULL,)),
-    "barlow_twins": (((2048, 8192), (256, 8192), (1024, 8192), (4096, 8192)), (FULL,)),
-}
-TINY = {
-    "info_nce": (16, 64, 16), "arcface": (16, 64, 16), "dino_loss": (8, 64, 16), "knn_topk": (16, 64, 16, 5),
-    "curricularface": (16, 64, 16),
-}  # fmt: skip
+PACKAGES = ("lightly", "pytorch-metric-learning", "open-clip-torch", "timm")
 JUDGED = 1 << 28  # cells of a float64 matrix that is still made
+GRAPH = ", graph"
 
 
-class Book:
-    """Takes the measurements, and appends their rows to a CSV."""
+class Bench:
+    """Takes the measurements of one chapter after the other."""
 
-    def __init__(self, clock: Clock, output: Path, seconds: float) -> None:
-        self.clock, self.output, self.end = clock, output, time.monotonic() + seconds
-        self.environment = environment(("lightly", "pytorch-metric-learning", "open-clip-torch", "timm"))
-        self.rates = {dtype: clock.flop_rate(dtype) for dtype in (FULL, HALF)}
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.rates: dict[str, float] = {}
+        for precision, (dtype, _) in PRECISIONS.items():
+            with multiplying(precision):
+                self.rates[precision] = clock.flop_rate(dtype)
         self.byte_rate = clock.byte_rate()
         self.share = 0.05 if clock.small else 0.4  # seconds for the rounds of one table
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.unlink(missing_ok=True)
-
-    def over(self) -> bool:
-        return time.monotonic() > self.end
-
-    def append(self, row: Row) -> None:
-        """Prints a row and writes it, so that it is there whatever happens next."""
-        row |= self.environment
-        fresh = not self.output.exists()
-        with self.output.open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if fresh:
-                writer.writeheader()
-            writer.writerow(row)
-        shown = ("op", "provider", "sizes", "dtype", "direction", "cache", "p50_ms", "floor_percent", "extra_mb")
-        print("  ".join(str(row[key]) for key in shown), row["error"], flush=True)
+        found = ", ".join(f"{rate / 1e12:.4g} {name}" for name, rate in self.rates.items())
+        print(f"products: {found} TFLOP/s; copies: {self.byte_rate / 1e9:.4g} GB/s", flush=True)
 
     def measure(
         self, given: Row, ready: dict[str, Step], work: tuple[float, float, float], about: dict[str, Row]
-    ) -> None:
+    ) -> Iterator[Row]:
         """Rows of all providers in both states of the cache. Work: FLOP, their rate, bytes."""
         flop, rate, moved = work
         floor = max(flop / rate, moved / self.byte_rate) * 1e3
         by_flop = flop / rate > moved / self.byte_rate
-        memory = {name: self.clock.extra_mb(step) for name, step in ready.items()}
+        memory = {name: "" if GRAPH in name else self.clock.extra_mb(step) for name, step in ready.items()}
         for cold in (False, True):
             for name, times in self.clock.interleaved(ready, cold, self.share).items():
                 cut, middle = statistics.quantiles(times, n=5), statistics.median(times)
@@ -102,19 +67,13 @@ class Book:
                 row |= {"p50_ms": round(middle, 4), "p80_ms": round(cut[-1], 4), "extra_mb": memory[name]}
                 row |= {"rate": f"{(flop / 1e12 if by_flop else moved / 1e9) / middle * 1e3:.4g}"}
                 row |= {"unit": "TFLOP/s" if by_flop else "GB/s", "floor_percent": round(100 * floor / middle, 1)}
-                self.append({**row, "error": "", "host_us": "", **about.get(name, {})})
+                yield shown({**row, "error": "", "host_us": "", **about.get(name, {})})
 
 
-def working(name: str, what: str, step: Callable[[], Any]) -> Any:
-    """What the step gives, or None and a line that says why not: a peer may be missing, a matrix too large."""
-    try:
-        return step()
-    except Exception as error:  # whatever a peer raises, the other rows are wanted
-        print(f"  {what}, {name}: left out ({type(error).__name__}: {str(error).splitlines()[:1]})", flush=True)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return None
+def shown(row: Row) -> Row:
+    keys = ("op", "provider", "sizes", "dtype", "direction", "cache", "p50_ms", "floor_percent", "extra_mb", "error")
+    print("  ".join(str(row[key]) for key in keys), flush=True)
+    return row
 
 
 def contenders(problem: Problem, clock: Clock, compiled: bool) -> dict[str, Loss]:
@@ -125,7 +84,7 @@ def contenders(problem: Problem, clock: Clock, compiled: bool) -> dict[str, Loss
         return {**table, "compiled equation": torch.compile(problem.equation, dynamic=False, backend=backend)}
     table["equation"] = problem.equation
     for name, make in problem.peers.items():
-        peer = working(name, problem.kernel, make)
+        peer = working(f"{problem.kernel}, {name}", make)
         if peer is not None:
             table[name] = peer
     return table
@@ -135,106 +94,142 @@ def size_of(tensors: tuple[Tensor, ...]) -> float:
     return sum(float(t.double().square().sum()) for t in tensors) ** 0.5
 
 
-def time_loss(book: Book, op: str, sizes: tuple[int, ...], dtype: torch.dtype, compiled: bool) -> None:
+def time_loss(bench: Bench, op: str, sizes: tuple[int, ...], precision: str, compiled: bool) -> Iterator[Row]:
     """All providers of an op at one size, in both directions."""
-    draw = Draw(book.clock.device, dtype)
+    draw = Draw(bench.clock.device, PRECISIONS[precision][0])
     problem, tiny = MAKERS[op](draw, sizes), MAKERS[op](draw, TINY.get(op, (16, 16)))
-    tables = [contenders(p, book.clock, compiled) for p in (problem, tiny)]
+    tables = [contenders(p, bench.clock, compiled) for p in (problem, tiny)]
     for with_grad in (False, True) if problem.differentiable else (False,):
-        given = {"op": op, "provider": "", "sizes": "x".join(map(str, sizes)), "dtype": str(dtype)[6:]}
+        given = {"op": op, "provider": "", "sizes": "x".join(map(str, sizes)), "dtype": precision}
         given["direction"] = "forward+backward" if with_grad else "forward"
         small = {name: partial(tiny.run, loss, with_grad) for name, loss in tables[1].items()}
-        ready, about = judged(problem, tables[0], with_grad, f"{op} {given['sizes']} {given['direction']}")
+        ready, about = judged(bench.clock, problem, tables[0], with_grad, f"{op} {given['sizes']} {given['direction']}")
         for name, row in about.items():
-            row["host_us"] = host_us(book.clock, op, small.get(name))
+            row["host_us"] = host_us(bench.clock, op, small.get(name))
         if ready:
-            work = problem.flop[with_grad], book.rates[dtype], problem.bytes[with_grad]
-            book.measure(given, ready, work, about)
+            work = problem.flop[with_grad], bench.rates[precision], problem.bytes[with_grad]
+            yield from bench.measure(given, ready, work, about)
 
 
 def judged(
-    problem: Problem, table: dict[str, Loss], with_grad: bool, what: str
+    clock: Clock, problem: Problem, table: dict[str, Loss], with_grad: bool, what: str
 ) -> tuple[dict[str, Step], dict[str, Row]]:
     """The providers that work, warmed up; and their errors, where the equation in float64 can be made."""
     exact = partial(problem.run, problem.equation, with_grad, torch.float64)
-    truth = working("float64", what, exact) if problem.cells <= JUDGED else None
+    truth = working(f"{what}, float64", exact) if problem.cells <= JUDGED else None
     ready: dict[str, Step] = {}
     about: dict[str, Row] = {}
     for name, loss in table.items():
-        step = partial(problem.run, loss, with_grad)
-        found = working(name, what, lambda step=step: [step() for _ in range(3)][-1])
-        if found is None:
-            continue
-        ready[name], about[name] = step, {}
-        if truth is not None:
-            error = size_of(tuple(a.double() - b for a, b in zip(found, truth, strict=True))) / size_of(truth)
-            about[name]["error"] = f"{error:.1e}"
+        for variant, step in with_graph(clock, name, partial(problem.run, loss, with_grad), what):
+            found = working(f"{what}, {variant}", lambda step=step: [step() for _ in range(3)][-1])
+            if found is None:
+                break
+            ready[variant], about[variant] = step, {}
+            if truth is not None:
+                error = size_of(tuple(a.double() - b for a, b in zip(found, truth, strict=True))) / size_of(truth)
+                about[variant]["error"] = f"{error:.1e}"
     return ready, about
+
+
+def with_graph(clock: Clock, name: str, step: Callable[[], Any], what: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The step; and, once it has run, its replay as a graph, where it is ours or the equation on a GPU."""
+    yield name, step
+    if clock.cuda and (name.startswith("ssl_fast") or name.endswith("equation")):
+        replay = working(f"{what}, {name}{GRAPH}", lambda: clock.captured(step))
+        if replay is not None:
+            yield name + GRAPH, replay
 
 
 def host_us(clock: Clock, op: str, step: Step | None) -> str:
     """Of a provider's call at a tiny size."""
     if step is None:
         return ""
-    found = working("tiny", op, lambda: (step(), clock.host_us(step))[1])
+    found = working(f"tiny {op}", lambda: (step(), clock.host_us(step))[1])
     return "" if found is None else f"{found:.0f}"
 
 
-def time_step(book: Book, op: str) -> None:
-    """All providers of an optimiser step."""
-    params = steps.parameters(book.clock.device, book.clock.small)
-    ready = {}
-    for name, step in steps.providers(op, params).items():
-        if working(name, op, lambda step=step: [step() for _ in range(3)]) is not None:
-            ready[name] = step
+def time_step(bench: Bench, op: str, model: str) -> Iterator[Row]:
+    """All providers of an optimiser step on a network's parameters."""
+    clock = bench.clock
+    params = steps.parameters(model, clock.device, clock.small)
+    ready: dict[str, Step] = {}
+    for name, once in steps.providers(op, params).items():
+        for variant, step in with_graph(clock, name, once, op):
+            if working(f"{op}, {variant}", lambda step=step: [step() for _ in range(3)]) is None:
+                break
+            ready[variant] = step
     count = sum(p.numel() for p in params)
-    given = {"op": op, "provider": "", "sizes": f"{len(params)} tensors, {count}", "dtype": "float32"}
+    given = {"op": op, "provider": "", "sizes": f"{model}, {len(params)} tensors, {count}", "dtype": FULL}
     given["direction"] = "step"
-    book.measure(given, ready, (0.0, book.rates[FULL], float(steps.BYTES[op] * count)), {})
+    yield from bench.measure(given, ready, (0.0, bench.rates[FULL], float(steps.BYTES[op] * count)), {})
 
 
-def chapters(small: bool) -> Iterator[tuple[str, Callable[[Book], None]]]:
-    """What is measured, the most important first: headline sizes, steps, other sizes, compiled equations."""
+Chapter = tuple[str, Callable[[Bench], Iterator[Row]]]
 
-    def loss(op: str, sizes: tuple[int, ...], dtype: torch.dtype, compiled: bool = False) -> Callable[[Book], None]:
-        return lambda book: time_loss(book, op, sizes, dtype, compiled)
 
+def loss(op: str, sizes: tuple[int, ...], precision: str, compiled: bool = False) -> Chapter:
+    def measure(bench: Bench) -> Iterator[Row]:
+        with multiplying(precision):
+            yield from time_loss(bench, op, sizes, precision, compiled)
+
+    return " ".join([op, "x".join(map(str, sizes)), precision] + ["compiled"] * compiled), measure
+
+
+def step(op: str, model: str) -> Chapter:
+    return f"{op} {model}", lambda bench: time_step(bench, op, model)
+
+
+def chapters(small: bool) -> Iterator[Chapter]:
+    """What is measured, the most important first: headline sizes, compiled equations, steps, other sizes."""
     if small:
-        for op, (_, dtypes) in SIZES.items():
-            yield op, loss(op, TINY.get(op, (32, 16)), dtypes[-1])
-        yield "compiled nt_xent", loss("nt_xent", (32, 16), FULL, True)
-        yield "lars", lambda book: time_step(book, "lars")
-        yield "sam sgd", lambda book: time_step(book, "sam sgd")
+        for op, (_, precisions) in SIZES.items():
+            yield loss(op, TINY.get(op, (32, 16)), FULL if FULL in precisions else precisions[0])
+        yield loss("nt_xent", (32, 16), FULL, True)
+        yield step("lars", "resnet50")
+        yield step("sam sgd", "vit_base")
         return
-    for op, (sizes, dtypes) in SIZES.items():
-        yield op, loss(op, sizes[0], dtypes[0])
-    for op in steps.OPS:
-        yield op, lambda book, op=op: time_step(book, op)  # type: ignore[misc]
-    for op, (sizes, dtypes) in SIZES.items():
-        yield f"compiled {op}", loss(op, sizes[0], dtypes[0], True)
-    for op, (sizes, dtypes) in SIZES.items():
-        for dtype in dtypes[1:]:
-            yield op, loss(op, sizes[0], dtype)
-        for others in sizes[1:]:
-            yield op, loss(op, others, dtypes[0])
+    firsts = list(SIZES)[:4]  # what the floors are promised of
+    for op in firsts:
+        for compiled in (False, True):
+            yield loss(op, SIZES[op][0][0], BF16, compiled)
+    for model in steps.MODELS:
+        yield from (step(op, model) for op in ("sam sgd", "lars", "ema"))
+    for op, (sizes, precisions) in SIZES.items():
+        if op not in firsts:
+            yield loss(op, sizes[0], precisions[0])
+    for op, (sizes, precisions) in SIZES.items():
+        yield from (loss(op, others, precisions[0]) for others in sizes[1:])
+    yield from (step(op, "resnet50") for op in steps.OPS if op not in ("sam sgd", "lars", "ema"))
+    for op, (sizes, precisions) in SIZES.items():
+        yield from (loss(op, sizes[0], precision) for precision in precisions[1:])
+        if op not in firsts:
+            yield loss(op, sizes[0], precisions[0], True)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--small", action="store_true", help="tiny inputs and two rounds: to try the code out")
-    parser.add_argument("--seconds", type=float, default=300, help="no new size is begun after them")
+    parser.add_argument("--seconds", type=float, default=300, help="no new chapter is begun after them")
+    parser.add_argument(
+        "--only", default="", help="a regular expression: chapters whose names it matches from the start"
+    )
+    parser.add_argument("--again", action="store_true", help="measure chapters anew that are in the CSV")
     parser.add_argument("--output", type=Path, default=RESULTS / "gpu_ops.csv")
     args = parser.parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():
         print("benchmarks/gpu/time_ops.py: no CUDA device is visible to torch", file=sys.stderr)
         raise SystemExit(2)
-    book = Book(Clock(args.device, args.small), args.output, args.seconds)
-    for name, chapter in chapters(args.small):
-        if book.over():
-            print(f"{name}: left out, the time is over", flush=True)
+    book = Book(args.output, PACKAGES, args.seconds, args.again)
+    bench: Bench | None = None
+    for name, measure in chapters(args.small):
+        if not re.match(args.only, name) or not book.opens(name):
             continue
-        working(name, "chapter", lambda chapter=chapter: chapter(book))
+        bench = bench or Bench(Clock(args.device, args.small))
+        rows: list[Row] = []
+        working(name, lambda measure=measure, bench=bench, rows=rows: rows.extend(measure(bench)))
+        if rows:
+            book.close(name, rows)
         gc.collect()
         if args.device == "cuda":
             torch.cuda.empty_cache()

@@ -7,11 +7,11 @@ Every provider makes normalised tensors with the paper's random operations: torc
 it, the others by the batch. "ssl_fast" is the whole call, parameters drawn on the host; "kernels" are given them.
 Providers take turns; milliseconds are p20, p50, p80 of a call, the device waited for. GB/s count each crop read once
 and each view written once. `largest_levels`: largest difference from the engine on the CPU, in levels of 255.
-The rows of a job are appended to the CSV when it is done. `--device cpu --small` tries the same code out anywhere.
+The rows of a job join the CSV when it is done; jobs that are there already, of the same hardware and versions, are left
+out. `--device cpu --small` tries the same code out anywhere.
 """
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.data.contenders import installed, kernel
-from benchmarks.record import RESULTS, environment
+from benchmarks.gpu.book import Book
+from benchmarks.record import RESULTS
 from ssl_fast.data.augment import augment
 from ssl_fast.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from ssl_fast.data.engine_fused import FusedEngine
@@ -104,10 +105,10 @@ def torchvision(job: Job, images: Tensor) -> Step:
     return lambda: sum(1 for plane in planes for _ in range(2) if transform(plane) is not None)
 
 
-def kornia(job: Job, images: Tensor) -> Step:
+def transforms(size: int, s: float, blur: float, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """SimCLR's view by kornia: [N, 3, H, W] in [0, 1] -> [N, 3, S, S], normalised."""
     import kornia.augmentation as K
 
-    size, s, blur = job[3] or (224, 1.0, 0.5)
     operations: list[Any] = [
         K.RandomResizedCrop((size, size), scale=(0.08, 1.0)),
         K.RandomHorizontalFlip(),
@@ -116,7 +117,11 @@ def kornia(job: Job, images: Tensor) -> Step:
     ]
     operations += [K.RandomGaussianBlur((kernel(size),) * 2, (0.1, 2.0), p=blur)] if blur else []
     normalize = K.Normalize(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD))
-    transform = torch.nn.Sequential(*operations, normalize).to(images.device)
+    return torch.nn.Sequential(*operations, normalize).to(device)
+
+
+def kornia(job: Job, images: Tensor) -> Step:
+    transform = transforms(*(job[3] or (224, 1.0, 0.5)), images.device)
     planes = images.permute(0, 3, 1, 2).contiguous()
     return lambda: sum(len(transform(planes.float() / 255)) for _ in range(2))
 
@@ -213,36 +218,24 @@ def largest_levels(job: Job, images: Tensor, dtype: torch.dtype) -> float:
     return largest
 
 
-def append(output: Path, row: dict[str, Any]) -> None:
-    print(row, flush=True)
-    new = not output.exists()
-    with output.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--small", action="store_true", help="tiny inputs and two rounds: to try the code out")
     parser.add_argument("--seconds", type=float, default=120, help="no new job is begun after them")
+    parser.add_argument("--again", action="store_true", help="measure jobs anew that are in the CSV")
     parser.add_argument("--output", type=Path, default=RESULTS / "gpu_views.csv")
     args = parser.parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():
         print("benchmarks/gpu/time_views.py: no CUDA device is visible to torch", file=sys.stderr)
         raise SystemExit(2)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.unlink(missing_ok=True)
-    here, begun = environment(PACKAGES), time.perf_counter()
+    book = Book(args.output, PACKAGES, args.seconds, args.again)
     jobs = SMALL if args.small else JOBS
     for name, job in jobs.items():
-        if time.perf_counter() - begun > args.seconds:
-            print(f"{name}: left out, the time is over", flush=True)
-            continue
-        for row in rows(name, job, args.device, 2 if args.small else 50, args.seconds / len(jobs)):
-            append(args.output, row | here)
+        if book.opens(name):
+            found = rows(name, job, args.device, 2 if args.small else 50, args.seconds / len(jobs))
+            print(*found, sep="\n", flush=True)
+            book.close(name, found)
 
 
 if __name__ == "__main__":

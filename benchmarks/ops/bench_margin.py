@@ -38,7 +38,7 @@ def three_centres(weight: Tensor) -> Tensor:
 
 
 def insightface(x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    cosine = (F.normalize(x) @ F.normalize(weight).T).clamp(-1 + 1e-7, 1 - 1e-7)
+    cosine = (F.normalize(x) @ F.normalize(weight).T).float().clamp(-1 + 1e-7, 1 - 1e-7)
     own = torch.zeros_like(cosine).scatter_(1, labels[:, None], MARGIN)
     return F.cross_entropy((cosine.acos() + own).cos() * SCALE, labels)
 

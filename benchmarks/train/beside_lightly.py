@@ -100,6 +100,7 @@ def simclr_peer(seed: int) -> Peer:
 
 def lightly_loader(images: np.ndarray, transform: Any, batch: int, workers: int) -> DataLoader:
     options: dict[str, Any] = {"persistent_workers": True} if workers else {}
+    options["pin_memory"] = torch.cuda.is_available()
     return DataLoader(Pictures(images, transform), batch, shuffle=True, drop_last=True, num_workers=workers, **options)
 
 
@@ -113,10 +114,11 @@ def train_lightly(
     threads: int,
     ours: bool,
     steps: int = 0,
+    device: str = "cpu",
 ) -> tuple[nn.Module, float]:
     """Trains with lightly's parts; with `ours`, under our bf16, channels_last and stacked views. -> images/s."""
     torch.set_num_threads(threads)
-    model = make(seed)
+    model = make(seed).to(device)
     if ours:
         model = model.to(memory_format=torch.channels_last)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -129,17 +131,25 @@ def train_lightly(
         for views in loader:
             done += 1
             if steps and done == 2:
+                wait(device)
                 begun = time.perf_counter()  # timing a loader: workers are up and kernels are chosen
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=ours):
-                loss = model.loss(views, ours)
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=ours):
+                loss = model.loss([view.to(device, non_blocking=True) for view in views], ours)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             model.after_step(done / total)
             if steps and done > steps:
+                wait(device)
                 return model, steps * batch / (time.perf_counter() - begun)
+    wait(device)
     return model, done * batch / (time.perf_counter() - begun)
+
+
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def encode(model: nn.Module, first: Tensor, second: Tensor, stacked: bool) -> tuple[Tensor, ...]:
