@@ -1,35 +1,40 @@
 # Every target implies `install`: an environment in .venv with the pinned packages and the native modules built.
 PYTHON ?= python3
-BIN := .venv/bin
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 # The files of tests are spread over processes of one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 EXTRAS := recipes trt dev
 SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: install pretrain test test-nightly check bench
+# The oldest torch that recipes take, what was made for it, and the newest numpy that this Triton's interpreter takes.
+OLDEST := torch==2.11.0 torchvision==0.26.0 triton==3.6.0 numpy==2.3.5
+
+.PHONY: install pretrain test test-nightly test-oldest check bench
 .DELETE_ON_ERROR:
 
-install: .venv/installed
+install: $(VENV)/installed
 
 # The native modules compile in the time that fetching and unpacking leave.
-.venv/installed: pyproject.toml constraints.txt $(SOURCES)
-	$(MAKE) --no-print-directory -j2 .venv/packages .venv/built
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS) $(SOURCES)
+	$(MAKE) --no-print-directory -j2 $(VENV)/packages $(VENV)/built
 	touch $@
 
-.venv/tools: constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt setuptools pybind11 ninja cmake
+$(VENV)/tools: $(CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) setuptools pybind11 ninja cmake
 	touch $@
 
-.venv/packages: .venv/tools pyproject.toml
+$(VENV)/packages: $(VENV)/tools pyproject.toml
 	$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 	print(*p['dependencies'], *(r for e in '$(EXTRAS)'.split() for r in p['optional-dependencies'][e]), sep='\n')" > $@.txt
-	$(BIN)/pip install --quiet -c constraints.txt -r $@.txt
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -r $@.txt
 	touch $@
 
-.venv/built: .venv/tools $(SOURCES)
+$(VENV)/built: $(VENV)/tools $(SOURCES)
 	nice $(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -41,6 +46,13 @@ test: install
 
 test-nightly: install
 	$(PYTEST) -m nightly
+
+.venv-oldest/constraints.txt: constraints.txt Makefile
+	mkdir -p $(@D)
+	{ grep -vE '^(torch|torchvision|triton|numpy)==' constraints.txt; printf '%s\n' $(OLDEST); } > $@
+
+test-oldest: .venv-oldest/constraints.txt
+	$(MAKE) --no-print-directory test VENV=.venv-oldest CONSTRAINTS=$<
 
 check: install
 	$(BIN)/ruff check .

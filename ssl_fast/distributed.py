@@ -131,14 +131,12 @@ def gradient_factor(group: Group, grad_reduce: str) -> int:
     return 1 if group is None or grad_reduce == "sum" else dist.get_world_size(group)
 
 
-class _GlobalSum(torch.autograd.Function):
-    """Sum over the ranks; the gradient stays on its rank, multiplied by `factor`."""
+class _Total(torch.autograd.Function):
+    """A sum over the ranks; the gradient stays on its rank, multiplied by `factor`."""
 
     @staticmethod
-    def forward(values: Tensor, group: dist.ProcessGroup, factor: int) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total, group=group)
-        return total
+    def forward(values: Tensor, total: Tensor, factor: int) -> Tensor:
+        return total.clone()
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -147,6 +145,14 @@ class _GlobalSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         return grads[0] * ctx.factor, None, None
+
+
+def _summed(values: Tensor, group: dist.ProcessGroup, factor: int) -> Tensor:
+    """The sum over the ranks. Inside the Function, torch.compile of torch 2.11 would give gradients of zero."""
+    total = values.detach().clone()
+    dist.all_reduce(total, group=group)
+    summed: Tensor = _Total.apply(values, total, factor)
+    return summed
 
 
 def global_mean(
@@ -179,7 +185,7 @@ def global_mean(
         weight = weight.to(per_row.dtype)  # first: the parts of its gradient are added in this dtype
         sums = torch.stack(((per_row * weight).sum(), weight.sum()))
     if group is not None:
-        sums = _GlobalSum.apply(sums, group, factor)
+        sums = _summed(sums, group, factor)
     return sums[0] / torch.where(sums[1] == 0, 1, sums[1])
 
 
@@ -191,7 +197,7 @@ def global_sum(
     """The sum over the rows of all ranks, the same on every rank; gradients as in `global_mean`."""
     factor = gradient_factor(group, grad_reduce)
     total = per_row.sum()
-    return total if group is None else _GlobalSum.apply(total, group, factor)
+    return total if group is None else _summed(total, group, factor)
 
 
 @torch.no_grad()

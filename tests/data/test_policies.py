@@ -103,7 +103,7 @@ def test_operations_have_equal_chances_and_both_sides(policy):
 def test_operations_are_torchvisions(operation, channels):
     x = pictures(channels=channels)
     magnitudes = {"posterize": [8, 5, 2], "solarize": [1.0, 0.3]}.get(OPERATIONS[operation], [0.0, 0.3, -0.27, 9.0])
-    oracle = v2.TrivialAugmentWide(interpolation="bilinear", fill=128)
+    oracle = v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR, fill=128)
     for magnitude in magnitudes if operation < 6 else [m for m in magnitudes if abs(m) <= 8 and m >= -1]:
         expected = torch.stack(
             [
