@@ -11,7 +11,7 @@ EXTRAS := recipes trt dev
 SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f)
 
 # The oldest torch that recipes take, what was made for it, and the newest numpy that this Triton's interpreter takes.
-OLDEST := torch==2.11.0 torchvision==0.26.0 triton==3.6.0 numpy==2.3.5
+OLDEST := torch==2.11.0 torchvision==0.26.0 triton==3.6.0 numpy==2.3.5 setuptools==81.0.0
 
 .PHONY: install pretrain test test-nightly test-oldest check bench
 .DELETE_ON_ERROR:
@@ -49,7 +49,7 @@ test-nightly: install
 
 .venv-oldest/constraints.txt: constraints.txt Makefile
 	mkdir -p $(@D)
-	{ grep -vE '^(torch|torchvision|triton|numpy)==' constraints.txt; printf '%s\n' $(OLDEST); } > $@
+	{ grep -vE '^(torch|torchvision|triton|numpy|setuptools)==' constraints.txt; printf '%s\n' $(OLDEST); } > $@
 
 test-oldest: .venv-oldest/constraints.txt
 	$(MAKE) --no-print-directory test VENV=.venv-oldest CONSTRAINTS=$<
