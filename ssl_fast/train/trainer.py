@@ -2,7 +2,7 @@
 
 Plain PyTorch: one process, or several under torchrun with DDP. Everything random is a function of (seed, epoch, step,
 sample), so a run resumed from a checkpoint ends with the same bits as one that was never interrupted (same hardware and
-number of threads; on a GPU as far as torch's kernels give the same bits twice).
+number of threads; on a GPU with `deterministic`, as far as torch has such kernels).
 """
 
 import logging
@@ -26,6 +26,7 @@ from ssl_fast.models.video import channels_last_
 from ssl_fast.optim.config import build_optimizer, scheduled_
 from ssl_fast.optim.schedule import scaled_lr, warmup_cosine
 from ssl_fast.train.checkpoint import Checkpoints
+from ssl_fast.train.determinism import choose_kernels
 from ssl_fast.train.host_memory import keep_freed_memory
 from ssl_fast.train.precision import choose_precision
 from ssl_fast.train.run import Signals
@@ -53,6 +54,7 @@ class TrainConfig:
     stacked_views: bool = True
     sync_batchnorm: bool = False
     compile: bool = False
+    deterministic: bool = False  # on a GPU: the same bits in every run, slower
     device: str = "auto"
     threads: int = 0  # of this process on a CPU; 0: torch's choice
     seed: int = 0
@@ -192,6 +194,7 @@ class Trainer:
             torch.set_num_threads(config.threads)
         if self.device.type == "cpu":
             keep_freed_memory()
+        choose_kernels(self.device, config.deterministic)
         method.group = distributed.world()
         method.stacked_views = config.stacked_views
         if config.sync_batchnorm:
