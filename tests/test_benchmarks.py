@@ -34,7 +34,9 @@ def test_every_op_is_timed_beside_its_equation(tmp_path: Path) -> None:
     for op in MAKERS:
         mine = [row for row in losses if row["op"] == op]
         assert {"ssl_fast reference", "equation"} <= {row["provider"] for row in mine}, op
-        assert all(float(r["error"]) < 0.05 and int(r["host_us"]) > 0 for r in mine if "ssl_fast" in r["provider"]), op
+        ours = [row for row in mine if "ssl_fast" in row["provider"]]
+        assert all(float(row["error"]) < 0.05 for row in ours), op
+        assert all(int(row["host_us"]) > 0 for row in ours if "compiled" not in row["chapter"]), op
     assert {row["cache"] for row in rows} == {"hot", "cold"}
     assert {row["provider"] for row in rows} >= {"compiled equation", "ssl_fast reference"}
     assert {row["op"] for row in rows if row["direction"] == "step"} == {"lars", "sam sgd"}
@@ -99,7 +101,7 @@ def test_the_book_in_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     ])  # fmt: skip
     summary.main()
     said = capsys.readouterr().out.splitlines()
-    assert said[2].split() == ["nt_xent", "8192x128", "bfloat16", "0.100", "2.5", "7", "10.0x", "3.0x", "25.0x"]
+    assert said[2].split() == ["nt_xent", "8192x128", "bfloat16", "0.200", "0.100", "2.5", "7", "5.0x", "1.5x", "12.5x"]
     assert said[-1].split() == ["simclr", "2", "of", "2", "0.85", "18", "9", "18"]
 
 
@@ -108,7 +110,7 @@ def test_training_is_timed_with_its_data_and_without(tmp_path: Path) -> None:
     output = tmp_path / "training.csv"
     time_training.main(["--device", "cpu", "--small", "--output", str(output)])
     rows = rows_of(output)
-    assert [row["provider"] for row in rows] == ["fused", "constant"]
+    assert [row["chapter"] for row in rows] == ["resnet 32 px, fused", "resnet 32 px, constant"]
     for row in rows:
         parts = [float(row[f"{part}_percent"]) for part in ("data", "forward", "backward", "optimizer")]
         assert abs(sum(parts) - 100) < 0.5 and float(row["images_per_second"]) > 0 and float(row["loss_percent"]) > 0

@@ -10,7 +10,7 @@ from torch import Tensor
 T = TypeVar("T")
 Step = Callable[[], object]
 _L2 = 256 << 20  # bytes written to empty the L2 cache
-_AHEAD = 400_000  # cycles that the GPU waits before a warm measurement, so that the host's launches are not in it
+_AHEAD = 4_000_000  # cycles, 2 ms, that the GPU waits before a measurement: the host's launches are not in it
 
 
 class Clock:
@@ -21,15 +21,16 @@ class Clock:
         self._flushed = torch.empty((1 << 16) if small else _L2, dtype=torch.int8, device=device)
 
     def milliseconds(self, step: Step, cold: bool) -> float:
-        """One call, with the L2 cache emptied before, or as the last call left it."""
+        """One call, with the L2 cache emptied before, or as another call of the same step left it."""
         if cold:
             self._flushed.zero_()
+        else:
+            step()
         if not self.cuda:
             begun = time.perf_counter()
             step()
             return (time.perf_counter() - begun) * 1e3
-        if not cold:
-            torch.cuda._sleep(_AHEAD)  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(_AHEAD)  # type: ignore[no-untyped-call]
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         step()

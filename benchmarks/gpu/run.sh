@@ -6,12 +6,13 @@
 # ops        losses and optimiser steps beside their equations and peers      (benchmarks.gpu.time_ops)
 # views      views beside torchvision, kornia and DALI                        (benchmarks.gpu.time_views)
 # train      images/s of whole steps: ViT-S/16, ResNet-50, ResNet-18          (benchmarks.gpu.time_training)
-# cifar      CIFAR-10 to the end: --data cifar10.npz, TOTAL_SECONDS=600       (benchmarks.gpu.time_to_accuracy)
+# cifar      CIFAR-10 to the end: --data cifar10.npz, TOTAL_SECONDS=580       (benchmarks.gpu.time_to_accuracy)
 # tune       every candidate of the Triton kernels' tiles                     (benchmarks.gpu.tune_tiles)
 # Needs torch, pybind11, cmake and nvcc; tests: pytest, with pytest-xdist in eight processes; train and cifar: timm.
 # TOTAL_SECONDS (350) is the limit of a part, the build included. Rows join benchmarks/results/gpu_*.csv as they are
-# measured; what is there already, of the same hardware and versions, is left out: the same command goes on, also on
-# another machine that was given those files. Exit code 2: no GPU, or no such part; 1: something failed.
+# measured, and at the end those files are copied to the folder COPY_TO, if it is set. What is there already, of the
+# same hardware and versions, is left out: the same command goes on, also on another machine that was given the files.
+# Exit code 2: no GPU, or no such part; 1: something failed.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3} TOTAL=${TOTAL_SECONDS:-350} failed=0 part=${1:-}
@@ -28,12 +29,20 @@ if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
   exit 2
 fi
 
-step() {  # what it is, the command; ends in time for the summary
-  local name=$1 left=$((TOTAL - SECONDS - 5))
-  shift
+limited() {  # the seconds that it may take, what it is, the command
+  local limit=$(($1 > 15 ? $1 : 15)) name=$2
+  shift 2
   echo "== $name, at ${SECONDS} s"
-  timeout --signal=INT --kill-after=10 "$left" "$@" || { failed=1; echo "== $name failed or took longer than $left s" >&2; }
+  timeout --signal=TERM --kill-after=10 "$limit" "$@" && return
+  failed=1
+  echo "== $name failed or took longer than $limit s" >&2
+  return 1
 }
+
+step() { limited $((TOTAL - SECONDS - 15)) "$@"; }  # leaves time for the summary
+
+copied() { [[ -z ${COPY_TO:-} ]] || cp benchmarks/results/gpu_*.csv "$COPY_TO" 2>/dev/null; }
+trap copied EXIT
 
 has() { "$PYTHON" -c "import $1" 2>/dev/null; }
 
@@ -43,22 +52,26 @@ timed() {  # a module that begins nothing new shortly before the end
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv || true
-step build env SSL_FAST_CUDA=1 "$PYTHON" setup.py --quiet build_ext --inplace
+step build env SSL_FAST_CUDA=1 "$PYTHON" setup.py --quiet build_ext --inplace || exit 1
 step report "$PYTHON" -m ssl_fast
 
 case $part in
   tests)
     recipes=$(has "hydra, skimage, sklearn, timm" && echo tests/recipes/test_on_gpu.py)
+    [[ $recipes ]] || echo "the recipes' tests are left out: a package of hydra-core, scikit-image, scikit-learn, timm is missing"
     workers=$(has xdist && echo "-n 8")
     # shellcheck disable=SC2086  # no word where there are no workers, or no packages for the recipes
-    step tests "$PYTHON" -m pytest -m gpu $recipes tests/ops tests/data --maxfail=30 --tb=short $workers "$@"
+    step tests "$PYTHON" -u -m pytest -m gpu $recipes tests/ops tests/data --maxfail=30 --tb=short $workers "$@"
     ;;
   sanitize)
     # The allocator's large blocks would hide what lies beyond a tensor's end.
+    step "every kernel, without it" "$PYTHON" -m tests.every_kernel "$@"  # and they are compiled
+    runs=4
     for kernels in native triton; do
       for tool in memcheck racecheck; do
-        step "$tool of $kernels kernels" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-          compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" -m tests.every_kernel --only "$kernels" "$@"
+        limited $(((TOTAL - SECONDS - 15) / runs--)) "$tool of $kernels kernels" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+          compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 9 \
+          "$PYTHON" -m tests.every_kernel --only "$kernels" "$@"
       done
     done
     ;;

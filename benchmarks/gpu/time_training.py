@@ -20,6 +20,7 @@ alone on rows of this size, forward and backward, which `forward` and `backward`
 """
 
 import argparse
+import gc
 import os
 import statistics
 import sys
@@ -32,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.data.contenders import installed
@@ -123,7 +125,9 @@ class Shares:
 
     def log(self, step: int, **values: Any) -> None:
         """Keeps `time_*`, as shares."""
-        self.found |= {k: v for k, v in values.items() if k.startswith("time_") and not k.endswith("_seconds")}
+        times = {name: value for name, value in values.items() if name.startswith("time_") and isinstance(value, float)}
+        if times:  # the monitor's figures have none
+            self.found = {name: value for name, value in times.items() if not name.endswith("_seconds")}
 
 
 def dataset(job: Job) -> ArrayDataset:
@@ -143,7 +147,7 @@ def method(job: Job) -> SimCLR:
 def ours(job: Job, images: ArrayDataset, provider: str, clock: Clock) -> Row:
     """Trains a few epochs with one of our loaders."""
     name, compiled = provider.split()[0], "compiled" in provider
-    if name == "fused" and clock.cuda and (reason := unavailable(images, torch.device("cuda"))):
+    if clock.cuda and (reason := unavailable(images, torch.device("cuda"))):
         raise RuntimeError(reason)
     model, tracker, seconds = method(job), Shares(), []
     loader = LOADERS[name](
@@ -191,42 +195,50 @@ def lightly(job: Job, images: ArrayDataset, provider: str, clock: Clock) -> Row:
 def gflop(job: Job) -> float:
     """Of a training step, for each image: both views, forward and twice as much backward."""
     network = build_backbone(job.backbone).eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # The counter does not know a CPU's own attention.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, job.size, job.size))
     return 6e-9 * counter.get_total_flops()
 
 
-def measure(job: Job, clock: Clock, rate: float) -> Iterator[Row]:
-    """A row for each provider that works here."""
-    images, work = dataset(job), gflop(job)
-    for provider in job.providers:
-        if provider.split()[0].rstrip("+") in ("kornia", "lightly") and not installed(provider.rstrip("+")):
-            print(f"  {provider}: left out (not installed)", flush=True)
-            continue
-        train = lightly if provider.startswith("lightly") else ours
-        found = working(provider, partial(train, job, images, provider, clock))
-        if found is not None:
-            of_peak = round(1e11 * found["images_per_second"] * work / rate, 1)
-            row = {"provider": provider, "batch": job.batch, **found, "gflop": round(work, 2), "of_peak": of_peak}
-            print(row, flush=True)
-            yield row
+def measure(job: Job, images: ArrayDataset, provider: str, clock: Clock, rate: float) -> Row:
+    """A provider's row."""
+    package = provider.rstrip("+")
+    if package in ("kornia", "lightly") and not installed(package):
+        raise RuntimeError(f"{package} is not installed")
+    train, work = lightly if package == "lightly" else ours, gflop(job)
+    found = train(job, images, provider, clock)
+    row = {"provider": provider, "batch": job.batch, **found, "gflop": round(work, 2)}
+    return row | {"of_peak": round(1e11 * found["images_per_second"] * work / rate, 1)}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--small", action="store_true", help="a tiny network and two steps: to try the code out")
-    parser.add_argument("--seconds", type=float, default=300, help="no new job is begun after them")
-    parser.add_argument("--again", action="store_true", help="measure jobs anew that are in the CSV")
+    parser.add_argument("--seconds", type=float, default=300, help="no new provider is begun after them")
+    parser.add_argument("--again", action="store_true", help="measure anew what is in the CSV")
     parser.add_argument("--output", type=Path, default=RESULTS / "gpu_training.csv")
     args = parser.parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():
         print("benchmarks/gpu/time_training.py: no CUDA device is visible to torch", file=sys.stderr)
         raise SystemExit(2)
     book, clock = Book(args.output, PACKAGES, args.seconds, args.again), Clock(args.device, args.small)
+    rate = clock.flop_rate(torch.bfloat16)
     for name, job in (SMALL if args.small else JOBS).items():
-        if book.opens(name):
-            book.close(name, list(measure(job, clock, clock.flop_rate(torch.bfloat16))))
+        images = None
+        for provider in job.providers:
+            chapter = f"{name}, {provider}"
+            if not book.opens(chapter):
+                continue
+            images = images or dataset(job)
+            row = working(chapter, partial(measure, job, images, provider, clock, rate))
+            if row is not None:
+                print(chapter, row, flush=True)
+                book.close(chapter, [{"job": name, **row}])
+            gc.collect()  # a trainer and its monitor hold each other, and the images on the GPU
+            if args.device == "cuda":
+                torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

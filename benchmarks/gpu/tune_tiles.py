@@ -82,6 +82,13 @@ def compile_only(target: Target, tile: Tile, device: str) -> None:
         with_tile(target, tile, call(target, device))
 
 
+def compile_ahead(targets: list[Target], candidates: list[Tile], args: argparse.Namespace) -> None:
+    """All kernels at once, in several processes; one that dies (a compiler's abort) ends this, not the timing."""
+    pairs = list(itertools.product(targets, candidates))
+    with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
+        list(pool.map(compile_only, *zip(*pairs, strict=True), itertools.repeat(args.device)))
+
+
 def tune(target: Target, candidates: list[Tile], clock: Clock) -> list[Row]:
     """A row for each candidate that works, the fastest first; the tile of the table is named."""
     run = call(target, clock.device)
@@ -121,13 +128,13 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2)
     book, clock = Book(args.output, (), args.seconds, args.again), Clock(args.device, args.small)
     candidates = CANDIDATES[:2] if args.small else CANDIDATES
-    for target in SMALL if args.small else TARGETS:
-        name = " ".join(map(str, target))
-        if not re.match(args.only, name) or not book.opens(name):
+    chosen = {" ".join(map(str, t)): t for t in (SMALL if args.small else TARGETS)}
+    chosen = {name: target for name, target in chosen.items() if re.match(args.only, name) and book.opens(name)}
+    if not args.small:
+        working("compiling ahead", partial(compile_ahead, list(chosen.values()), candidates, args))
+    for name, target in chosen.items():
+        if not book.opens(name):
             continue
-        if not args.small:
-            with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
-                list(pool.map(partial(compile_only, target, device=args.device), candidates))
         rows = tune(target, candidates, clock)
         for row in rows[:5]:
             print(name, row, flush=True)

@@ -72,14 +72,16 @@ def knn_monitor(
             )
 
         train = features(train_part)
-        values = {"feature_std": feature_std(train.h), "rankme": rankme(train.h)}
+        h = train.h.to(device)
+        values = {"feature_std": feature_std(h), "rankme": rankme(h)}
         if labelled and train.h.isfinite().all():
             train, test = train.labelled(), features(test_part).labelled()
-            scores = knn_accuracy(train.h, train.labels, test.h, test.labels, config.k, config.temperature)
+            assert train.labels is not None and test.labels is not None
+            x, y, q, t = (part.to(device) for part in (train.h, train.labels, test.h, test.labels))
+            scores = knn_accuracy(x, y, q, t, config.k, config.temperature)
             values["knn_top1"] = float(scores["top1"])
             if config.probe:
-                assert train.labels is not None and test.labels is not None
-                values["linear_top1"] = ridge_accuracy(train.h, train.labels, test.h, test.labels)
+                values["linear_top1"] = ridge_accuracy(x, y, q, t)
         return values
 
     return monitor

@@ -29,7 +29,7 @@ def koleo_reference(
     z = F.normalize(x, dim=1, eps=1e-12)
     if len(z) < 2:
         return contract.reduced(z.sum(1) * 0, None, None, "mean", reduction)
-    cosines = (z @ z.T).detach().fill_diagonal_(-2)
+    cosines = (z.detach() @ z.detach().T).fill_diagonal_(-2)
     squares = (z - z[cosines.argmax(1)]).square().sum(1)
     # Twice `where`: rows that coincide get the gradient 0, not that of sqrt at 0.
     apart = squares > 0
