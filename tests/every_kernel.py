@@ -76,7 +76,7 @@ def steps(device: str, dtype: torch.dtype, impl: str) -> Iterable[Tensor]:
     return [*p, *q, *m, *buffers, *g, norm, clip_grad_norm_(leaves, 1.0, impl=impl)]
 
 
-def views(device: str, dtype: torch.dtype) -> Iterable[Tensor]:
+def views(device: str, dtype: torch.dtype, impl: str) -> Iterable[Tensor]:
     """Views with every operation, of pictures of two sizes, in colour and grey."""
     colour = [*simclr(17), *swav()[-1:], View(size=20, interpolation="bicubic", solarize=1.0, blur=1.0)]
     for several, mean in ((colour, (0.5,) * 3), ([View(size=9, blur=1.0)], (0.5,))):
@@ -84,7 +84,7 @@ def views(device: str, dtype: torch.dtype) -> Iterable[Tensor]:
         sizes = np.array([(31, 40), (12, 9)])
         images = [torch.randint(256, (h, w, len(mean)), dtype=torch.uint8) for h, w in sizes.tolist()]
         table = views_drawn(chosen, 0, 0, np.arange(2), sizes)
-        if device == "cpu":
+        if impl == "cpp":
             yield from FusedEngine(chosen, len(mean), dtype)([image.numpy() for image in images], table)
             continue
         for layout in (torch.channels_last, torch.contiguous_format):
@@ -117,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
         found: list[Tensor] = []
         if args.only != "triton":
             found += steps(args.device, dtype, native)
-            found += views(args.device, dtype) if dtype != torch.float64 else []
+            found += views(args.device, dtype, native) if dtype != torch.float64 else []
         if args.only != "native" and dtype != torch.float64:
             found += losses(args.device, dtype, rows)
         if args.device == "cuda":

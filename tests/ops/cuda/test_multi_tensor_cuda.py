@@ -8,12 +8,13 @@ from ssl_fast.ops.multi_tensor import ema_update_, lars_step_
 from ssl_fast.optim import LARS
 
 SETTINGS = {"lr": 0.3, "momentum": 0.9, "weight_decay": 0.01, "trust_coefficient": 0.1}
-SHAPES = [(), (7,), (40_000,), (0,), (33, 65), (64, 32, 3, 3), (1000, 513)]
+DEVICE = "cuda"  # test_on_host.py runs some of these tests on a CPU
+SHAPES = [(), (7,), (40_000,), (0,), (33, 65), (64, 32, 3, 3), (70, 513)]
 
 
 def draw(dtype: torch.dtype, seed: int, scale: float = 1.0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [(torch.randn(s, generator=generator, dtype=torch.float64) * scale).to("cuda", dtype) for s in SHAPES]
+    return [(torch.randn(s, generator=generator, dtype=torch.float64) * scale).to(DEVICE, dtype) for s in SHAPES]
 
 
 def wide(t: Tensor) -> Tensor:
@@ -52,9 +53,9 @@ def test_ema_equals_the_float64_reference(target_dtype: torch.dtype, source_dtyp
 
 @pytest.mark.gpu
 def test_layouts_and_unaligned_gradients() -> None:
-    p = torch.randn(64, 32, 3, 3, device="cuda").contiguous(memory_format=torch.channels_last)
-    bucket = torch.randn(p.numel() + 1, device="cuda")
-    for g in (torch.randn_like(p), torch.randn(p.shape, device="cuda"), bucket[1:].view(p.shape)):
+    p = torch.randn(64, 32, 3, 3, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    bucket = torch.randn(p.numel() + 1, device=DEVICE)
+    for g in (torch.randn_like(p), torch.randn(p.shape, device=DEVICE), bucket[1:].view(p.shape)):
         q, v = p.clone(), torch.zeros_like(p)
         exact = [wide(t) for t in (q, g, v)]
         lars_step_(*([t] for t in exact), **SETTINGS, impl="reference")
@@ -63,18 +64,25 @@ def test_layouts_and_unaligned_gradients() -> None:
 
 
 @pytest.mark.gpu
-def test_more_tensors_than_one_launch_holds_and_a_large_one() -> None:
-    many = [torch.randn(3, 5, device="cuda") for _ in range(2100)]
-    large = torch.randn(140_000_001, device="cuda", dtype=torch.bfloat16)  # longer chunks
-    for params in (many, [large.view(1, -1)]):
-        grads = [torch.randn_like(p) for p in params]
-        buffers = [torch.zeros_like(p, dtype=torch.float32) for p in params]
-        exact = [[t.to(torch.float32, copy=True) for t in tensors] for tensors in (params, grads, buffers)]
-        lars_step_(*exact, **SETTINGS, impl="reference")
-        lars_step_(params, grads, buffers, **SETTINGS, impl="cuda")
-        for p, p_exact in zip(params, exact[0], strict=True):
-            atol = 1e-4 if p.dtype == torch.float32 else 2e-2
-            torch.testing.assert_close(p.float(), p_exact, rtol=1e-4, atol=atol)
+def test_more_tensors_than_one_launch_holds() -> None:
+    check_a_step([torch.randn(3, 5, device=DEVICE) for _ in range(2100)])
+
+
+@pytest.mark.gpu
+def test_a_tensor_so_large_that_its_chunks_are_longer() -> None:
+    check_a_step([torch.randn(1, 140_000_001, device=DEVICE, dtype=torch.bfloat16)])
+
+
+def check_a_step(params: list[Tensor]) -> None:
+    """LARS in fp32."""
+    grads = [torch.randn_like(p) for p in params]
+    buffers = [torch.zeros_like(p, dtype=torch.float32) for p in params]
+    exact = [[t.to(torch.float32, copy=True) for t in tensors] for tensors in (params, grads, buffers)]
+    lars_step_(*exact, **SETTINGS, impl="reference")
+    lars_step_(params, grads, buffers, **SETTINGS, impl="cuda")
+    for p, p_exact in zip(params, exact[0], strict=True):
+        atol = 1e-4 if p.dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(p.float(), p_exact, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.gpu
@@ -96,7 +104,7 @@ def test_a_captured_step_replays_with_new_gradients_and_a_new_rate() -> None:
     twins = [torch.nn.Parameter(p.detach().clone()) for p in params]
     for p, t in zip(params, twins, strict=True):
         p.grad, t.grad = torch.ones_like(p), torch.ones_like(t)
-    lr = torch.tensor(0.1, device="cuda")
+    lr = torch.tensor(0.1, device=DEVICE)
     optimizer, eager = LARS(params, lr=lr, impl="cuda"), LARS(twins, lr=0.1, impl="cuda")
     optimizer.step()
     eager.step()
@@ -130,7 +138,7 @@ def test_nothing_waits_for_the_host() -> None:
 @pytest.mark.gpu
 def test_it_runs_on_the_current_stream() -> None:
     stream = torch.cuda.Stream()
-    target, source = torch.zeros(50_000_000, device="cuda"), torch.empty(50_000_000, device="cuda")
+    target, source = torch.zeros(50_000_000, device=DEVICE), torch.empty(50_000_000, device=DEVICE)
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
