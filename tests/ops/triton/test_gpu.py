@@ -30,6 +30,7 @@ def _skip_unavailable(request: pytest.FixtureRequest) -> None:
         pytest.skip(reason)
 
 
+LUCK = 4  # roundings: the reference's own error is a random number (tests/ops/conftest.py)
 _DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -46,7 +47,10 @@ def test_every_op_by_the_rule(name: str, dtype: torch.dtype) -> None:
 def test_sinkhorn_against_float64(shape: tuple[int, int], dtype: torch.dtype) -> None:
     logits = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to("cuda", dtype)
     exact = sinkhorn(logits.double(), impl="reference")
-    literal.check_rule(sinkhorn(logits, impl="triton"), exact, sinkhorn(logits, impl="reference"), "assignments")
+    # A logit is divided by 0.05: its rounding is that of a number 20 times as large.
+    roundings = 20 * float(logits.abs().max())
+    reference = sinkhorn(logits, impl="reference")
+    literal.check_rule(sinkhorn(logits, impl="triton"), exact, reference, "assignments", roundings)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
@@ -67,7 +71,7 @@ def _run(x: Tensor, positive: Tensor, coef: Tensor, inv: float | Tensor, normali
 
 def _check(ours: dict[str, Tensor], exact: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
     for name, value in ours.items():
-        literal.check_rule(value, exact[name], reference[name], name)
+        literal.check_rule(value, exact[name], reference[name], name, LUCK)
 
 
 @pytest.mark.parametrize("dtype", _DTYPES)
