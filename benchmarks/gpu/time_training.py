@@ -2,8 +2,9 @@
 
     python -m benchmarks.gpu.time_training --seconds 300
 
-SimCLR in bf16. Jobs: ResNet-18 (CIFAR stem) at 32 px, batch 512; ResNet-50 at 224 px, batch 256, and ViT-S/16 at 224
-px, batch 256, of pictures of 375 x 500 that lie on the GPU. Providers, each the trainer itself unless it says lightly:
+SimCLR in bf16, or the method that is named. Jobs: ResNet-18 (CIFAR stem) at 32 px, batch 512; ResNet-50 at 224 px,
+batch 256, and ViT-S/16 at 224 px, batch 256, of pictures of 375 x 500 that lie on the GPU. Providers, each the trainer
+itself unless it says lightly:
 
     fused       views by our engine, on the GPU
     constant    one batch of views again and again: what the step without data comes to
@@ -11,11 +12,12 @@ px, batch 256, of pictures of 375 x 500 that lie on the GPU. Providers, each the
     lightly     its transform, networks and loss, and torch's loader, in fp32 as its examples run; "+": under our bf16,
                 channels_last and stacked views
     compiled    train.compile
+    moco, ...   another method, for its loss's share of a step
 
 `images_per_second` is the median epoch's after one that warms up; images count once, whatever their views.
 `of_peak`: the network's arithmetic (three forward passes' worth for each view) of the rate of a large bf16 product of
-torch's own in this run. Shares of a step: views (waited for or made), forward, backward, optimizer; and `loss`, the op
-alone on rows of this size, forward and backward, which `forward` and `backward` hold in them.
+torch's own in this run. Shares of a step: data (views, waited for or made), forward, backward, optimizer; and `loss`,
+the op alone on a step's rows, forward and backward, which `forward` and `backward` hold in them.
 `--device cpu --small` tries the same code out anywhere.
 """
 
@@ -42,12 +44,14 @@ from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.time_views import pictures, transforms
 from benchmarks.record import RESULTS
 from benchmarks.train.beside_lightly import sgd, simclr_peer, train_lightly
+from benchmarks.train.methods_beside_lightly import our_method
 from ssl_fast import distributed
 from ssl_fast.data.dataset import ArrayDataset
 from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.data.resident import unavailable
 from ssl_fast.data.view_presets import simclr as simclr_views
 from ssl_fast.data.views import Batch
+from ssl_fast.methods.base import Method
 from ssl_fast.methods.pretrain.simclr import SimCLR
 from ssl_fast.models.backbone import BackboneConfig, build_backbone
 from ssl_fast.train.precision import autocast
@@ -71,6 +75,7 @@ class Job:
 
 PHOTO = (375, 500)
 OURS = ("fused", "constant", "fused compiled", "constant compiled")
+METHODS = ("moco", "byol", "swav", "dino", "vicreg", "barlow_twins")
 JOBS = {
     "vit_s16 224 px, batch 256": Job(
         BackboneConfig("vit_small_patch16_224"), 224, PHOTO, 256, 12, (*OURS[:2], "kornia", *OURS[2:])
@@ -79,12 +84,22 @@ JOBS = {
         BackboneConfig("resnet50"), 224, PHOTO, 256, 12, (*OURS[:2], "kornia", *OURS[2:])
     ),
     "resnet18 32 px, batch 512": Job(
-        BackboneConfig("resnet18", cifar_stem=True), 32, (32, 32), 512, 97, (*OURS, "lightly", "lightly+")
+        BackboneConfig("resnet18", cifar_stem=True),
+        32,
+        (32, 32),
+        512,
+        97,
+        (*OURS, "lightly", "lightly+", *(f"fused {name}" for name in METHODS)),
     ),
 }
 SMALL = {
     "resnet 32 px": Job(
-        BackboneConfig("resnet18", cifar_stem=True, width=8, depth="1,1,1,1"), 32, (40, 50), 8, 2, tuple(OURS[:2])
+        BackboneConfig("resnet18", cifar_stem=True, width=8, depth="1,1,1,1"),
+        32,
+        (40, 50),
+        8,
+        2,
+        (*OURS[:2], "fused moco"),
     )
 }
 
@@ -137,7 +152,10 @@ def dataset(job: Job) -> ArrayDataset:
     return ArrayDataset(np.concatenate([few] * -(-num // len(few)))[:num], None, ())
 
 
-def method(job: Job) -> SimCLR:
+def method(job: Job, name: str) -> Method:
+    """SimCLR, or another method as benchmarks/train compares it, on small pictures."""
+    if name != "simclr":
+        return our_method(name, lambda seed: build_backbone(job.backbone), 0)
     view = simclr_views(job.size, 0.5 if job.size == 32 else 1.0)[0]
     view = replace(view, blur=0.0 if job.size == 32 else 0.5)
     torch.manual_seed(0)
@@ -146,11 +164,12 @@ def method(job: Job) -> SimCLR:
 
 def ours(job: Job, images: ArrayDataset, provider: str, clock: Clock) -> Row:
     """Trains a few epochs with one of our loaders."""
-    name, compiled = provider.split()[0], "compiled" in provider
+    words = provider.split()
+    chosen, compiled = next((word for word in words if word in METHODS), "simclr"), "compiled" in words
     if clock.cuda and (reason := unavailable(images, torch.device("cuda"))):
         raise RuntimeError(reason)
-    model, tracker, seconds = method(job), Shares(), []
-    loader = LOADERS[name](
+    model, tracker, seconds = method(job, chosen), Shares(), []
+    loader = LOADERS[words[0]](
         images, model.views(model.config), LoaderConfig(engine="fused"),
         batch_size=job.batch, seed=0, shuffle=True, drop_last=True, device=distributed.initialize(clock.device),
     )  # fmt: skip
@@ -160,22 +179,26 @@ def ours(job: Job, images: ArrayDataset, provider: str, clock: Clock) -> Row:
     trainer.fit(tracker)  # type: ignore[arg-type]
     step = statistics.median(after - before for before, after in pairwise(seconds)) / job.steps
     shares = {f"{part.removeprefix('time_')}_percent": round(100 * x, 1) for part, x in tracker.found.items()}
-    alone = statistics.median(
-        clock.milliseconds(loss_alone(trainer, job), True) for _ in range(3 if clock.small else 20)
-    )
-    return {"images_per_second": round(job.batch / step, 1), **shares, "loss_percent": round(alone / step / 10, 1)}
+    alone = loss_alone(trainer)
+    times = [clock.milliseconds(alone, True) for _ in range(3 if clock.small else 20)]
+    shares["loss_percent"] = round(statistics.median(times) / step / 10, 1)
+    return {"images_per_second": round(job.batch / step, 1), **shares}
 
 
-def loss_alone(trainer: Trainer, job: Job) -> Callable[[], object]:
-    """The op on random rows as large as a step's, forward and backward."""
-    model, dim = trainer.method, trainer.method.config.dim
-    rows = {name: torch.randn(job.batch, dim, device=trainer.device, requires_grad=True) for name in ("z1", "z2")}
-    batch = Batch((), None, torch.arange(job.batch))
+def loss_alone(trainer: Trainer) -> Callable[[], object]:
+    """The loss of a step's rows, forward and backward to the rows and to what the loss itself learns."""
+    model = trainer.method
+    batch = next(iter(trainer.loader.epoch(0))).to(trainer.device)
+    batch.extras |= model.extras(batch, 0)
+    with torch.no_grad(), autocast("bf16", trainer.device):
+        rows, targets = model.embed(batch), model.targets(batch)
+    wanted = [row.requires_grad_() for row in rows.values() if row.is_floating_point()]
+    wanted += [p for p in model.parameters() if p.requires_grad]
 
     def step() -> object:
         with autocast("bf16", trainer.device):
-            loss = model.loss(rows, batch, 0.0)["loss"]
-        return torch.autograd.grad(loss, list(rows.values()))
+            loss = model.loss({**rows, **targets}, batch, 0.0)["loss"]
+        return torch.autograd.grad(loss, wanted, allow_unused=True)
 
     step()
     return step
@@ -208,8 +231,10 @@ def measure(job: Job, images: ArrayDataset, provider: str, clock: Clock, rate: f
         raise RuntimeError(f"{package} is not installed")
     train, work = lightly if package == "lightly" else ours, gflop(job)
     found = train(job, images, provider, clock)
-    row = {"provider": provider, "batch": job.batch, **found, "gflop": round(work, 2)}
-    return row | {"of_peak": round(1e11 * found["images_per_second"] * work / rate, 1)}
+    row = {"provider": provider, "batch": job.batch, **found}
+    if provider.split()[-1] in METHODS:  # teachers and crops have arithmetic of their own
+        return row
+    return row | {"gflop": round(work, 2), "of_peak": round(1e11 * found["images_per_second"] * work / rate, 1)}
 
 
 def main(arguments: list[str] | None = None) -> None:
