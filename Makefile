@@ -1,4 +1,5 @@
-# Every target implies `install`: an environment in .venv with the pinned packages and the native modules built.
+# Every target implies `install`: an environment in .venv with the pinned packages and the native modules built
+# (test-oldest: in .venv-oldest, with older ones).
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt

@@ -13,6 +13,8 @@ from benchmarks.record import environment
 
 Row = dict[str, Any]
 SAME = ("hardware", "versions")  # a chapter with these of today is not measured again
+RUN = ("method", "epochs", "batch", "images", "compiled", "seed")  # what tells two trainings to the end apart
+GRAPH = ", graph"  # ends the name of a provider whose call is replayed as a CUDA graph
 
 
 class Book:

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # On a machine with a GPU and no network: builds the modules in place, runs one part, and prints the book in short.
 #     benchmarks/gpu/run.sh tests | sanitize | ops | views | train | cifar | tune  [arguments of the part's module]
-# tests      all tests marked gpu (the recipes' where hydra-core, timm, scikit-image and scikit-learn are installed)
+# tests      the tests marked gpu (the recipes' where hydra-core, timm, scikit-image and scikit-learn are installed)
 # sanitize   compute-sanitizer, memcheck and racecheck, over a small case of every kernel
 # ops        losses and optimiser steps beside their equations and peers      (benchmarks.gpu.time_ops)
 # views      views beside torchvision, kornia and DALI                        (benchmarks.gpu.time_views)
 # train      images/s of whole steps: ViT-S/16, ResNet-50, ResNet-18          (benchmarks.gpu.time_training)
 # cifar      CIFAR-10 to the end: --data cifar10.npz, TOTAL_SECONDS=580       (benchmarks.gpu.time_to_accuracy)
-# tune       every candidate of the Triton kernels' tiles                     (benchmarks.gpu.tune_tiles)
-# Needs torch, pybind11, cmake and nvcc; tests: pytest, with pytest-xdist in eight processes; train and cifar: timm.
+# tune       candidates for the most used rows of the table of tiles          (benchmarks.gpu.tune_tiles)
+# Needs torch, numpy, pybind11, setuptools, cmake and nvcc; tests and sanitize: pytest and torchvision (with pytest-xdist
+# in eight processes); train and cifar: timm.
 # TOTAL_SECONDS (350) is the limit of a part, the build included. Rows join benchmarks/results/gpu_*.csv as they are
 # measured, and at the end those files are copied to the folder COPY_TO, if it is set. What is there already, of the
 # same hardware and versions, is left out: the same command goes on, also on another machine that was given the files.
@@ -61,7 +62,7 @@ case $part in
     [[ $recipes ]] || echo "the recipes' tests are left out: a package of hydra-core, scikit-image, scikit-learn, timm is missing"
     workers=$(has xdist && echo "-n 8")
     # shellcheck disable=SC2086  # no word where there are no workers, or no packages for the recipes
-    step tests "$PYTHON" -u -m pytest -m gpu $recipes tests/ops tests/data --maxfail=30 --tb=short $workers "$@"
+    step tests "$PYTHON" -u -m pytest -m gpu $recipes tests/ops tests/data tests/export --continue-on-collection-errors --maxfail=30 --tb=short $workers "$@"
     ;;
   sanitize)
     # The allocator's large blocks would hide what lies beyond a tensor's end.

@@ -3,8 +3,7 @@
 python -m benchmarks.gpu.summary
 """
 
-from collections.abc import Iterable
-
+from benchmarks.gpu.book import GRAPH, RUN, SAME
 from benchmarks.record import read
 
 Row = dict[str, str]
@@ -12,13 +11,20 @@ Table = tuple[list[str], list[list[str]]]  # header, lines
 OPS = ["op", "sizes", "precision", "ours, ms", "graph, ms", "x floor", "extra MB", "equation", "compiled", "peers"]
 TRAINING = ["job", "provider", "images/s", "of peak", "views", "loss", "optimizer"]
 VIEWS = ["job", "provider", "views/s", "of ours"]
-GRAPH = ", graph"
-CURVE = ["method", "epochs", "kNN top-1", "training, s", "0.80", "0.848", "0.90"]
+TILES = ["row of the table", "its tile, ms", "best tile", "ms"]
+CURVE = ["method", "batch", "images", "epochs", "kNN top-1", "training, s", "0.80", "0.848", "0.90"]
 
 
-def ours(rows: Iterable[Row]) -> list[Row]:
-    """Our kernels, without the fallback in plain torch."""
-    return [r for r in rows if r["provider"].startswith("ssl_fast") and "reference" not in r["provider"]]
+def newest(name: str) -> list[Row]:
+    """The rows of a CSV that were measured on the hardware and with the versions of its last one."""
+    rows = read(name)
+    return [row for row in rows if all(row[column] == rows[-1][column] for column in SAME)]
+
+
+def ours(rows: list[Row]) -> list[Row]:
+    """Our kernels; the form in plain torch where there are none."""
+    mine = [r for r in rows if r["provider"].startswith("ssl_fast")]
+    return [r for r in mine if "reference" not in r["provider"]] or mine
 
 
 def times(chosen: list[Row], best: float) -> str:
@@ -37,16 +43,16 @@ def ops() -> Table:
     Eager calls are compared with eager calls; "x floor" is the faster one's, graph or not.
     """
     groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in read("gpu_ops"):
+    for row in newest("gpu_ops"):
         if row["cache"] == "hot":
-            groups.setdefault((row["hardware"], row["op"], row["sizes"], row["dtype"]), []).append(row)
+            groups.setdefault((row["op"], row["sizes"], row["dtype"]), []).append(row)
     lines = []
-    for (_, op, sizes, dtype), rows in groups.items():
+    for (op, sizes, dtype), rows in groups.items():
         whole = [r for r in rows if r["direction"] != "forward"] or rows
         mine = ours(whole)
-        if not mine:
-            continue
         eager, graphs = ([r for r in mine if r["provider"].endswith(GRAPH) == kind] for kind in (False, True))
+        if not eager:
+            continue
         fastest, best = min(mine, key=milliseconds), min(map(milliseconds, eager))
         graph = f"{min(map(milliseconds, graphs)):.3f}" if graphs else ""
         plain = [[r for r in whole if r["provider"] == kind] for kind in ("equation", "compiled equation")]
@@ -62,7 +68,7 @@ def ops() -> Table:
 def views() -> Table:
     """A line for each job and provider."""
     lines = []
-    rows = read("gpu_views")
+    rows = newest("gpu_views")
     for row in rows:
         rates = [float(r["views_per_second"]) for r in rows if r["job"] == row["job"] and r["provider"] == "ssl_fast"]
         share = f"{float(row['views_per_second']) / rates[0]:.3f}" if rates else ""
@@ -73,23 +79,38 @@ def views() -> Table:
 def training() -> Table:
     """A line for each job and provider."""
     keys = ("images_per_second", "of_peak", "data_percent", "loss_percent", "optimizer_percent")
-    return TRAINING, [[r["job"], r["provider"], *(r.get(k, "") for k in keys)] for r in read("gpu_training")]
+    return TRAINING, [[r["job"], r["provider"], *(r.get(k, "") for k in keys)] for r in newest("gpu_training")]
 
 
 def curves() -> Table:
     """A line for each method: its last score, and the seconds of training at which each level was passed."""
     runs: dict[tuple[str, ...], list[Row]] = {}
-    for row in read("gpu_cifar10"):
-        runs.setdefault((row["hardware"], row["method"], row["epochs"], row["seed"]), []).append(row)
+    for row in newest("gpu_cifar10"):
+        runs.setdefault(tuple(row[key] for key in RUN), []).append(row)
     lines = []
-    for (_, method, epochs, _), rows in runs.items():
-        passed = [
+    for rows in runs.values():
+        passed = (
             next((r["train_seconds"] for r in rows if float(r["knn_top1"]) >= level), "")
             for level in (0.80, 0.848, 0.90)
-        ]
+        )
         last = rows[-1]
-        lines.append([method, f"{last['epoch']} of {epochs}", last["knn_top1"], last["train_seconds"], *passed])
+        which = last["method"] + (", compiled" if last["compiled"] == "True" else "")
+        how_far = f"{last['epoch']} of {last['epochs']}"
+        score = last["knn_top1"], last["train_seconds"]
+        lines.append([which, last["batch"], last["images"], how_far, *score, *passed])
     return CURVE, lines
+
+
+def tiles() -> Table:
+    """A line for each row of the table of tiles: what stands there, and the fastest."""
+    rows = newest("gpu_tiles")
+    lines = []
+    for chapter in dict.fromkeys(r["chapter"] for r in rows):
+        mine = [r for r in rows if r["chapter"] == chapter]
+        table = next(r for r in mine if r["tile"] == "table")
+        best = min(mine, key=milliseconds)
+        lines.append([chapter, table["p50_ms"], best["tile"], best["p50_ms"]])
+    return TILES, lines
 
 
 PARTS = {  # by file of results: the part of run.sh, and its table
@@ -97,6 +118,7 @@ PARTS = {  # by file of results: the part of run.sh, and its table
     "gpu_views": ("views", views),
     "gpu_training": ("train", training),
     "gpu_cifar10": ("cifar", curves),
+    "gpu_tiles": ("tune", tiles),
 }
 
 

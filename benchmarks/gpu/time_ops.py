@@ -4,13 +4,13 @@
 
 Each row is one provider at one size, forward or forward and backward (`step`: one optimiser step), with the L2 cache as
 a call of its own left it or emptied before; "graph": the same call, replayed as a CUDA graph. Milliseconds are p20,
-p50, p80 of rounds in turning order, of the device alone: the host has a head start of 2 ms. The floor is the larger of
-the op's arithmetic at the rate of a large product of torch's own in the same dtype, and of the bytes it must move at
-the rate of a large copy, both of this run; "tf32" is float32 with torch told to multiply so ("high"), for all
-providers. `error` is norm-wise, against the equation in float64, where its matrix fits; `host_us` is the host's time
-for one call at a tiny size; `extra_mb` is what one call adds to the allocated memory. A chapter's rows join the CSV
-when it is done, the most important chapters first; those that are there already, of the same hardware and versions, are
-left out. `--device cpu --small` runs the same code anywhere, for trying it out.
+p50, p80 of rounds in turning order, of the device alone where the host's part is done within its head start of 2 ms.
+The floor is the larger of the op's arithmetic at the rate of a large product of torch's own in the same dtype, and of
+the bytes it must move at the rate of a large copy, both of this run; "tf32" is float32 with torch told to multiply so
+("high"), for all providers. `error` is norm-wise, against the equation in float64, where its matrix fits; `host_us` is
+the host's time for one call at a tiny size; `extra_mb` is what one call adds to the allocated memory. A chapter's rows
+join the CSV when it is done, the most important chapters first; those that are there already, of the same hardware and
+versions, are left out. `--device cpu --small` runs the same code anywhere, for trying it out.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu import steps
-from benchmarks.gpu.book import Book, Row, working
+from benchmarks.gpu.book import GRAPH, Book, Row, working
 from benchmarks.gpu.clock import Clock, Step
 from benchmarks.gpu.losses import MAKERS, Draw, Loss, Problem
 from benchmarks.gpu.sizes import BF16, FULL, PRECISIONS, SIZES, TINY, multiplying
@@ -35,7 +35,6 @@ from benchmarks.record import RESULTS
 
 PACKAGES = ("lightly", "pytorch-metric-learning", "open-clip-torch", "timm")
 JUDGED = 1 << 28  # cells of a float64 matrix that is still made
-GRAPH = ", graph"
 
 
 class Bench:
@@ -61,9 +60,12 @@ class Bench:
         by_flop = flop / rate > moved / self.byte_rate
         memory: dict[str, float | str] = {}
         for name, step in list(ready.items()):
+            if name not in ready:
+                continue
             taken = "" if GRAPH in name else working(f"{name}, again", partial(self.clock.extra_mb, step))
             if taken is None:  # the others' graphs keep their memory
-                del ready[name]
+                for variant in (name, name + GRAPH):
+                    ready.pop(variant, None)
             else:
                 memory[name] = taken
         for cold in (False, True):
@@ -73,6 +75,7 @@ class Bench:
                 row |= {"p50_ms": round(middle, 4), "p80_ms": round(cut[-1], 4), "extra_mb": memory[name]}
                 row |= {"rate": f"{(flop / 1e12 if by_flop else moved / 1e9) / middle * 1e3:.4g}"}
                 row |= {"unit": "TFLOP/s" if by_flop else "GB/s", "floor_percent": round(100 * floor / middle, 1)}
+                row |= {"product_tflop_s": f"{rate / 1e12:.4g}", "copy_gb_s": f"{self.byte_rate / 1e9:.4g}"}
                 yield shown({**row, "error": "", "host_us": "", **about.get(name, {})})
 
 

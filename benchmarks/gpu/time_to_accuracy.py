@@ -1,4 +1,4 @@
-"""CIFAR-10 to the end on one GPU: kNN of a ResNet-18 as it trains, and when it passed 0.80, 0.848 and 0.90.
+"""CIFAR-10 to the end on one GPU: kNN of a ResNet-18 as it trains.
 
     python -m benchmarks.gpu.time_to_accuracy --data cifar10.npz --method simclr
 
@@ -6,7 +6,7 @@ lightly's benchmark's settings: CIFAR stem, batch 512, 200 epochs of SGD at 0.06
 decay 5e-4, SimCLR's views without blur; kNN with k = 200, t = 0.1, all 50,000 training images voting on the 10,000 test
 images, as there. (It publishes 0.848 for SimCLR.) `train_seconds` are those of the steps; `wall_seconds`, of this
 command, hold compilation, monitor and checkpoints too. A row for each look joins gpu_cifar10.csv at once, in the place
-of an older one of the same method, epochs, seed and hardware. The same command goes on from the last checkpoint in
+of an older one of the same run, hardware and versions. The same command goes on from the last checkpoint in
 `--run`.
 """
 
@@ -17,33 +17,20 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.gpu.book import RUN
 from benchmarks.record import merge
-from benchmarks.train.beside_lightly import VIEW, backbone, sgd
-from benchmarks.train.methods_beside_lightly import METHODS, OURS
+from benchmarks.train.beside_lightly import backbone, sgd
+from benchmarks.train.methods_beside_lightly import OURS, our_method
 from ssl_fast import distributed
-from ssl_fast.config import find
 from ssl_fast.data.datasets.arrays import Arrays
 from ssl_fast.data.loader import Loader, LoaderConfig
 from ssl_fast.eval.monitor import MonitorConfig, knn_monitor
-from ssl_fast.methods.base import Method
 from ssl_fast.train.checkpoint import Checkpoints
 from ssl_fast.train.inputs import new_evaluation_view
 from ssl_fast.train.trainer import Interrupted, TrainConfig, Trainer
 
 LR = 0.12  # of a batch of 256
-LEVELS = (0.80, 0.848, 0.90)
 MONITOR = MonitorConfig(k=200, temperature=0.1, probe=False, max_train=0, max_test=0, batch_size=1000, precision="bf16")
-
-
-def build(name: str, seed: int, network: dict[str, Any]) -> Method:
-    """The method with the sizes that benchmarks/train compares, at this benchmark's rate."""
-    method = find(METHODS, name)
-    config = method.Config(**{"view": VIEW, **OURS[name]}, optimizer=sgd(LR))
-    for field in ("view2_blur", "view2_solarize"):
-        if hasattr(config, field):
-            setattr(config, field, 0.0)
-    built: Method = method(config, backbone(seed, **network))
-    return built
 
 
 class Curve:
@@ -52,7 +39,6 @@ class Curve:
     def __init__(self, look: Any, fixed: dict[str, Any]) -> None:
         self.look, self.fixed, self.begun = look, fixed, time.perf_counter()
         self.trainer: Trainer | None = None
-        self.passed: dict[float, float] = {}
 
     def __call__(self, network: nn.Module) -> dict[str, float]:
         assert self.trainer is not None
@@ -61,9 +47,8 @@ class Curve:
         row = {**self.fixed, "epoch": epoch, "knn_top1": round(score, 4), "train_seconds": round(seconds, 1)}
         row |= {"wall_seconds": round(time.perf_counter() - self.begun, 1)}
         row["images_per_second"] = round(self.trainer.step * self.trainer.config.batch_size / max(seconds, 1e-9), 1)
-        self.passed |= {level: seconds for level in LEVELS if level <= score and level not in self.passed}
         print(row, flush=True)
-        merge("gpu_cifar10", [row], ("torchvision", "timm"), key=("method", "epochs", "epoch", "seed", "hardware"))
+        merge("gpu_cifar10", [row], ("torchvision", "timm"), key=(*RUN, "epoch", "hardware", "versions"))
         return {"knn_top1": score}
 
 
@@ -72,12 +57,14 @@ def train(args: argparse.Namespace, network: dict[str, Any]) -> bool:
     config = Arrays.Config(path=str(args.data), limit=args.images, limit_test=args.images)
     train_set, test_set = Arrays(config, "train"), Arrays(config, "test")
     device = distributed.initialize(args.device)
-    method = build(args.method, args.seed, network)
+    method = our_method(args.method, lambda seed: backbone(seed, **network), args.seed)
+    method.config.optimizer = sgd(LR)
     views = method.views(method.config)
     options = {"batch_size": args.batch, "seed": args.seed, "shuffle": True, "drop_last": True}
     loader = Loader(train_set, views, LoaderConfig(), **options, device=device)
     look = knn_monitor(train_set, test_set, new_evaluation_view(views[0], train_set, 32, 1), MONITOR, device=device)
-    curve = Curve(look, {"method": args.method, "epochs": args.epochs, "seed": args.seed, "engine": loader.engine})
+    run = dict(zip(RUN, (args.method, args.epochs, args.batch, len(train_set), args.compile, args.seed), strict=True))
+    curve = Curve(look, {**run, "engine": loader.engine})
     trainer = Trainer(
         method,
         loader,
@@ -85,7 +72,7 @@ def train(args: argparse.Namespace, network: dict[str, Any]) -> bool:
             args.epochs, args.batch, precision="bf16", compile=args.compile, device=args.device, seed=args.seed,
             log_every=len(loader), monitor_every=args.every, checkpoint_every=args.every,
         ),
-        checkpoints=Checkpoints(args.run / f"{args.method}-{args.epochs}-{args.seed}"),
+        checkpoints=Checkpoints(args.run / "-".join(map(str, run.values()))),
         monitor=curve,
     )  # fmt: skip
     curve.trainer = trainer
@@ -95,8 +82,6 @@ def train(args: argparse.Namespace, network: dict[str, Any]) -> bool:
     except Interrupted:
         print(f"stopped at epoch {trainer.step // len(loader)}; the same command goes on", flush=True)
         return False
-    finally:
-        print("passed", {level: f"{seconds:.1f} s" for level, seconds in curve.passed.items()}, flush=True)
     return True
 
 

@@ -27,7 +27,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -153,13 +153,11 @@ def dataset(job: Job) -> ArrayDataset:
 
 
 def method(job: Job, name: str) -> Method:
-    """SimCLR, or another method as benchmarks/train compares it, on small pictures."""
-    if name != "simclr":
+    """On small pictures a method as benchmarks/train compares it with lightly's; else the paper's SimCLR."""
+    if job.size == 32:
         return our_method(name, lambda seed: build_backbone(job.backbone), 0)
-    view = simclr_views(job.size, 0.5 if job.size == 32 else 1.0)[0]
-    view = replace(view, blur=0.0 if job.size == 32 else 0.5)
     torch.manual_seed(0)
-    return SimCLR(SimCLR.Config(view=view, optimizer=sgd()), build_backbone(job.backbone))
+    return SimCLR(SimCLR.Config(view=simclr_views(job.size)[0], optimizer=sgd()), build_backbone(job.backbone))
 
 
 def ours(job: Job, images: ArrayDataset, provider: str, clock: Clock) -> Row:

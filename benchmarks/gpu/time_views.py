@@ -15,6 +15,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.data.contenders import installed, kernel
-from benchmarks.gpu.book import Book
+from benchmarks.gpu.book import Book, working
 from benchmarks.record import RESULTS
 from ssl_fast.data.augment import augment
 from ssl_fast.data.dataset import IMAGENET_MEAN, IMAGENET_STD
@@ -152,14 +153,16 @@ def steps(job: Job, images: Tensor) -> dict[str, Step]:
     for name, (make, package, _, multi_crop) in PROVIDERS.items():
         if not installed(package) or (job[3] is None and not multi_crop):
             continue
-        try:
-            step = make(job, images)
-            step()
-        except Exception as error:
-            print(f"{name}: left out: {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
-            continue
-        found[name] = step
+        step = working(name, partial(tried, make, job, images))
+        if step is not None:
+            found[name] = step
     return found
+
+
+def tried(make: Callable[[Job, Tensor], Step], job: Job, images: Tensor) -> Step:
+    step = make(job, images)
+    step()
+    return step
 
 
 def milliseconds(step: Step, device: str) -> tuple[float, int]:
@@ -233,9 +236,11 @@ def main(arguments: list[str] | None = None) -> None:
     jobs = SMALL if args.small else JOBS
     for name, job in jobs.items():
         if book.opens(name):
-            found = rows(name, job, args.device, 2 if args.small else 50, args.seconds / len(jobs))
-            print(*found, sep="\n", flush=True)
-            book.close(name, found)
+            rounds, seconds = 2 if args.small else 50, args.seconds / len(jobs)
+            found = working(name, partial(rows, name, job, args.device, rounds, seconds))
+            if found:
+                print(*found, sep="\n", flush=True)
+                book.close(name, found)
 
 
 if __name__ == "__main__":

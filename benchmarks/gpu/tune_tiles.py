@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     candidates = CANDIDATES[:2] if args.small else CANDIDATES
     chosen = {" ".join(map(str, t)): t for t in (SMALL if args.small else TARGETS)}
     chosen = {name: target for name, target in chosen.items() if re.match(args.only, name) and book.opens(name)}
-    if not args.small:
+    if chosen and not args.small:
         working("compiling ahead", partial(compile_ahead, list(chosen.values()), candidates, args))
     for name, target in chosen.items():
         if not book.opens(name):

@@ -98,9 +98,9 @@ def simclr_peer(seed: int) -> Peer:
     return Peer(backbone(seed))
 
 
-def lightly_loader(images: np.ndarray, transform: Any, batch: int, workers: int) -> DataLoader:
+def lightly_loader(images: np.ndarray, transform: Any, batch: int, workers: int, device: str = "cpu") -> DataLoader:
     options: dict[str, Any] = {"persistent_workers": True} if workers else {}
-    options["pin_memory"] = torch.cuda.is_available()
+    options["pin_memory"] = device == "cuda"
     return DataLoader(Pictures(images, transform), batch, shuffle=True, drop_last=True, num_workers=workers, **options)
 
 
@@ -123,7 +123,7 @@ def train_lightly(
         model = model.to(memory_format=torch.channels_last)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, model.lr * batch / 256, MOMENTUM, weight_decay=WEIGHT_DECAY)
-    loader = lightly_loader(images, model.transform(), batch, workers)
+    loader = lightly_loader(images, model.transform(), batch, workers, device)
     total = epochs * len(loader)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     done, begun = 0, time.perf_counter()

@@ -6,7 +6,9 @@ import torch
 
 
 def choose_kernels(device: torch.device, deterministic: bool) -> None:
-    """Settings of the process, made before its first step. On a CPU there is nothing to choose: runs are equal there.
+    """Settings of the process, for later trainings in it too, made before the first step.
+
+    On a CPU there is nothing to choose: runs are equal there.
 
     Args:
         device: of the training.
@@ -16,7 +18,8 @@ def choose_kernels(device: torch.device, deterministic: bool) -> None:
     """
     if device.type != "cuda":
         return
-    if deterministic:
+    if deterministic and not torch.are_deterministic_algorithms_enabled():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for to repeat itself
         torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    cudnn = torch.backends.cudnn
+    cudnn.benchmark = not (torch.are_deterministic_algorithms_enabled() or cudnn.deterministic)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -19,15 +20,18 @@ def unavailable() -> str | None:
     """Why the module cannot be built here, or None."""
     if shutil.which("c++") is None:
         return "no C++ compiler is installed"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists() or find_spec("pybind11") is None:
+        return "Python's headers or pybind11 are not installed"
     return None if headers() else "CUDA's headers are not installed"
 
 
 def headers() -> Path | None:
-    """The folder of CUDA's headers: the toolkit's, or of the packages that torch comes with."""
+    """The folder of CUDA's headers: the toolkit's, or those that Triton brings."""
     homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda", *(str(p.parents[1]) for p in _nvcc())]
-    packages = [place for base in sys.path for place in Path(base).glob("nvidia/*/include")]
-    places = [Path(home) / "include" for home in homes if home] + packages
-    return next((place for place in places if (place / "cuda_bf16.h").exists()), None)
+    places = [Path(home) / "include" for home in homes if home]
+    places += [Path(base) / "triton" / "backends" / "nvidia" / "include" for base in sys.path]
+    wanted = ("cuda_bf16.h", "vector_functions.h", "crt/host_defines.h")
+    return next((place for place in places if all((place / name).exists() for name in wanted)), None)
 
 
 def _nvcc() -> list[Path]:

@@ -15,7 +15,8 @@ from ssl_fast.ops.cuda import gradients, lamb, multi_tensor, sam
 
 def loaded(path: Path) -> ModuleType:
     """The module at `path` (see build.py)."""
-    spec = importlib.util.spec_from_file_location("ssl_fast._cuda", path)
+    # Not by its real name: pybind11 would hand out the module that was imported by it before.
+    spec = importlib.util.spec_from_file_location("on_host._cuda", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

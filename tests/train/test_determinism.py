@@ -13,6 +13,8 @@ from ssl_fast.train.determinism import choose_kernels
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = False
     yield
     torch.use_deterministic_algorithms(before[0])
     torch.backends.cudnn.benchmark = before[1]

@@ -30,7 +30,6 @@ LARGE_BLUR = View(size=90, blur=1.0, blur_sigma=(9.0, 9.0), interpolation="bicub
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    pytest.importorskip("pybind11")
     return loaded(build(tmp_path_factory.mktemp("host")))
 
 
@@ -100,17 +99,17 @@ def test_views_are_those_of_the_cpus_engine(
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_under_the_sanitizers(tmp_path: Path, sanitizer: str) -> None:
     """Every kernel once: nothing out of bounds, no race among a block's threads."""
-    module = build(tmp_path, f"-fsanitize={sanitizer}", "-g1", "-fno-omit-frame-pointer")
+    module = build(tmp_path, f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-g1", "-fno-omit-frame-pointer")
     library = {"address,undefined": "libasan.so", "thread": "libtsan.so"}[sanitizer]
     preload = subprocess.run(["c++", f"-print-file-name={library}"], capture_output=True, text=True).stdout.strip()
     command = [sys.executable, "-m", "tests.cuda_on_host.every_kernel", str(module)]
-    options = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "report_bugs=1", "OMP_NUM_THREADS": "1"}
+    options = {"ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"}
     environment = {"PATH": "/usr/bin:/bin", "LD_PRELOAD": preload, **options}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("the sanitizer cannot run with this kernel's layout of addresses")
-    assert done.returncode == 0 and "all finite" in done.stdout and "ERROR" not in done.stderr, done.stderr[-3000:]
-    assert "WARNING: ThreadSanitizer" not in done.stderr, done.stderr[-3000:]
+    assert done.returncode == 0 and "all finite" in done.stdout, done.stderr[-3000:]
+    assert not any(said in done.stderr for said in ("ERROR: ", "WARNING: Thread", "runtime error")), done.stderr[-3000:]
 
 
 def test_launches_are_translated() -> None:
@@ -118,3 +117,8 @@ def test_launches_are_translated() -> None:
     expected = "float* s = reinterpret_cast<float*>(on_host::team->shared.get());\n"
     expected += "on_host::launch(f(a), kThreads, 0, stream, [&] { kernel<T, 3>(table, g(b)[1]); });"
     assert translated(source) == expected
+
+
+def test_the_gpus_module_is_another(module: ModuleType) -> None:
+    real = pytest.importorskip("ssl_fast._cuda")  # the host's, in these tests
+    assert real is module and module.sources == "host"

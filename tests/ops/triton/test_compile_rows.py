@@ -9,9 +9,11 @@ import torch
 from ssl_fast.ops.class_panels import Negatives
 from ssl_fast.ops.triton import byol, margin_softmax, sinkhorn, tiles
 from tests.ops.triton import compiling
-from tests.ops.triton.test_compile import _check
 
 pytest.importorskip("triton")
+
+from tests.ops.triton.test_compile import _check
+
 pytestmark = pytest.mark.skipif(tiles.interpreted(), reason="TRITON_INTERPRET=1: kernels cannot be compiled here")
 
 _ARCHITECTURES = ["sm80", "sm90", "sm100"]
