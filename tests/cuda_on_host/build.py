@@ -25,18 +25,16 @@ def unavailable() -> str | None:
     return None if headers() else "CUDA's headers are not installed"
 
 
-def headers() -> Path | None:
-    """The folder of CUDA's headers: the toolkit's, or those that Triton brings."""
-    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda", *(str(p.parents[1]) for p in _nvcc())]
-    places = [Path(home) / "include" for home in homes if home]
-    places += [Path(base) / "triton" / "backends" / "nvidia" / "include" for base in sys.path]
-    wanted = ("cuda_bf16.h", "vector_functions.h", "crt/host_defines.h")
-    return next((place for place in places if all((place / name).exists() for name in wanted)), None)
-
-
-def _nvcc() -> list[Path]:
-    found = shutil.which("nvcc")
-    return [Path(found).resolve()] if found else []
+def headers() -> list[Path]:
+    """The folders of CUDA's headers: the toolkit's, or those that torch and Triton bring; none where they lack some."""
+    nvcc = shutil.which("nvcc")
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda", nvcc and str(Path(nvcc).resolve().parents[1])]
+    packages = [place for base in sys.path for place in Path(base).glob("nvidia/cu*/include")]
+    packages += [Path(base) / "triton" / "backends" / "nvidia" / "include" for base in sys.path]
+    choices = [[Path(home) / "include"] for home in homes if home] + [packages]
+    wanted = ("cuda_bf16.h", "vector_functions.h", "nv/target", "crt/host_defines.h")
+    complete = (c for c in choices if all(any((place / name).exists() for place in c) for name in wanted))
+    return next(complete, [])
 
 
 def translated(source: str) -> str:
@@ -67,15 +65,13 @@ def build(folder: Path, *flags: str) -> Path:
     """
     import pybind11
 
-    include = headers()
-    assert include is not None
     sources = [HERE / "runtime.cpp", CSRC / "bindings_cuda.cpp"]
     for source in sorted(CSRC.glob("cuda/*.cu")):
         sources.append(folder / f"{source.stem}.cpp")
         sources[-1].write_text(translated(source.read_text()))
     options = ["-std=c++17", "-O1", "-fPIC", "-w", "-pthread", '-DSSL_FAST_SOURCES="host"', *flags]
     places = [HERE, CSRC, pybind11.get_include(), sysconfig.get_path("include")]
-    options += [f"-I{place}" for place in places] + ["-isystem", str(include)]
+    options += [f"-I{place}" for place in places] + [part for place in headers() for part in ("-isystem", str(place))]
 
     def compiled(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
