@@ -48,9 +48,7 @@ def _kernels_on_host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     "dtype",
     [
         torch.float32,
-        torch.bfloat16,
-        pytest.param(torch.float64, marks=pytest.mark.nightly),
-        pytest.param(torch.float16, marks=pytest.mark.nightly),
+        *(pytest.param(t, marks=pytest.mark.nightly) for t in (torch.bfloat16, torch.float64, torch.float16)),
     ],
     ids=str,
 )
@@ -74,6 +72,7 @@ def test_more_tensors_than_one_launch_holds(module: ModuleType) -> None:
     optimizer_steps.test_clipping_two_runs_and_the_number_of_launches()
 
 
+@pytest.mark.nightly
 def test_two_runs_give_the_same_bits(module: ModuleType) -> None:
     multi_tensor.test_two_runs_give_the_same_bits()
 
