@@ -1,7 +1,9 @@
 """The CSV that a part of the book writes: it grows a chapter at a time, so that what ends the run early loses one."""
 
+import argparse
 import csv
 import gc
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.record import environment
+from benchmarks.record import RESULTS, environment
 
 Row = dict[str, Any]
 SAME = ("hardware", "versions")  # a chapter with these of today is not measured again
@@ -70,3 +72,23 @@ def working(what: str, step: Callable[[], Any]) -> Any:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
+
+
+def options(description: str | None, name: str, seconds: float) -> argparse.ArgumentParser:
+    """The command line that the parts have in common; `name` is that of their CSV."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser.add_argument("--small", action="store_true", help="tiny inputs and few rounds: to try the code out")
+    parser.add_argument("--seconds", type=float, default=seconds, help="no new chapter is begun after them")
+    parser.add_argument("--again", action="store_true", help="measure chapters anew that are in the CSV")
+    parser.add_argument("--output", type=Path, default=RESULTS / f"{name}.csv")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Its values; ends with code 2 where a GPU is asked for and there is none."""
+    args = parser.parse_args(arguments)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print(f"{parser.prog}: no CUDA device is visible to torch", file=sys.stderr)
+        raise SystemExit(2)
+    return args

@@ -13,25 +13,21 @@ join the CSV when it is done, the most important chapters first; those that are 
 versions, are left out. `--device cpu --small` runs the same code anywhere, for trying it out.
 """
 
-import argparse
 import gc
 import re
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu import steps
-from benchmarks.gpu.book import GRAPH, Book, Row, working
+from benchmarks.gpu.book import GRAPH, Book, Row, options, parsed, working
 from benchmarks.gpu.clock import Clock, Step
 from benchmarks.gpu.losses import MAKERS, Draw, Loss, Problem
 from benchmarks.gpu.sizes import BF16, FULL, PRECISIONS, SIZES, TINY, multiplying
-from benchmarks.record import RESULTS
 
 PACKAGES = ("lightly", "pytorch-metric-learning", "open-clip-torch", "timm")
 JUDGED = 1 << 28  # cells of a float64 matrix that is still made
@@ -107,10 +103,8 @@ def time_loss(bench: Bench, op: str, sizes: tuple[int, ...], precision: str, com
     """All providers of an op at one size, in both directions."""
     draw = Draw(bench.clock.device, PRECISIONS[precision][0])
     problem, tiny = MAKERS[op](draw, sizes), MAKERS[op](draw, TINY.get(op, (16, 16)))
-    table, small_table = (
-        contenders(problem, bench.clock, compiled),
-        {} if compiled else contenders(tiny, bench.clock, False),
-    )
+    table = contenders(problem, bench.clock, compiled)
+    small_table = {} if compiled else contenders(tiny, bench.clock, False)  # compiling it would only take time
     for with_grad in (False, True) if problem.differentiable else (False,):
         given = {"op": op, "provider": "", "sizes": "x".join(map(str, sizes)), "dtype": precision}
         given["direction"] = "forward+backward" if with_grad else "forward"
@@ -223,19 +217,9 @@ def chapters(small: bool) -> Iterator[Chapter]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
-    parser.add_argument("--small", action="store_true", help="tiny inputs and two rounds: to try the code out")
-    parser.add_argument("--seconds", type=float, default=300, help="no new chapter is begun after them")
-    parser.add_argument(
-        "--only", default="", help="a regular expression: chapters whose names it matches from the start"
-    )
-    parser.add_argument("--again", action="store_true", help="measure chapters anew that are in the CSV")
-    parser.add_argument("--output", type=Path, default=RESULTS / "gpu_ops.csv")
-    args = parser.parse_args(arguments)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print("benchmarks/gpu/time_ops.py: no CUDA device is visible to torch", file=sys.stderr)
-        raise SystemExit(2)
+    parser = options(__doc__, "gpu_ops", 300)
+    parser.add_argument("--only", default="", help="regular expression that a chapter's name begins with")
+    args = parsed(parser, arguments)
     book = Book(args.output, PACKAGES, args.seconds, args.again)
     bench: Bench | None = None
     for name, measure in chapters(args.small):

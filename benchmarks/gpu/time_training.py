@@ -21,16 +21,13 @@ the op alone on a step's rows, forward and backward, which `forward` and `backwa
 `--device cpu --small` tries the same code out anywhere.
 """
 
-import argparse
 import gc
 import os
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,10 +36,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.data.contenders import installed
-from benchmarks.gpu.book import Book, Row, working
+from benchmarks.gpu.book import Book, Row, options, parsed, working
 from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.time_views import pictures, transforms
-from benchmarks.record import RESULTS
 from benchmarks.train.beside_lightly import sgd, simclr_peer, train_lightly
 from benchmarks.train.methods_beside_lightly import our_method
 from ssl_fast import distributed
@@ -236,16 +232,7 @@ def measure(job: Job, images: ArrayDataset, provider: str, clock: Clock, rate: f
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
-    parser.add_argument("--small", action="store_true", help="a tiny network and two steps: to try the code out")
-    parser.add_argument("--seconds", type=float, default=300, help="no new provider is begun after them")
-    parser.add_argument("--again", action="store_true", help="measure anew what is in the CSV")
-    parser.add_argument("--output", type=Path, default=RESULTS / "gpu_training.csv")
-    args = parser.parse_args(arguments)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print("benchmarks/gpu/time_training.py: no CUDA device is visible to torch", file=sys.stderr)
-        raise SystemExit(2)
+    args = parsed(options(__doc__, "gpu_training", 300), arguments)
     book, clock = Book(args.output, PACKAGES, args.seconds, args.again), Clock(args.device, args.small)
     rate = clock.flop_rate(torch.bfloat16)
     for name, job in (SMALL if args.small else JOBS).items():

@@ -11,12 +11,9 @@ The rows of a job join the CSV when it is done; jobs that are there already, of 
 out. `--device cpu --small` tries the same code out anywhere.
 """
 
-import argparse
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.data.contenders import installed, kernel
-from benchmarks.gpu.book import Book, working
-from benchmarks.record import RESULTS
+from benchmarks.gpu.book import Book, options, parsed, working
 from ssl_fast.data.augment import augment
 from ssl_fast.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from ssl_fast.data.engine_fused import FusedEngine
@@ -222,16 +218,7 @@ def largest_levels(job: Job, images: Tensor, dtype: torch.dtype) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
-    parser.add_argument("--small", action="store_true", help="tiny inputs and two rounds: to try the code out")
-    parser.add_argument("--seconds", type=float, default=120, help="no new job is begun after them")
-    parser.add_argument("--again", action="store_true", help="measure jobs anew that are in the CSV")
-    parser.add_argument("--output", type=Path, default=RESULTS / "gpu_views.csv")
-    args = parser.parse_args(arguments)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print("benchmarks/gpu/time_views.py: no CUDA device is visible to torch", file=sys.stderr)
-        raise SystemExit(2)
+    args = parsed(options(__doc__, "gpu_views", 120), arguments)
     book = Book(args.output, PACKAGES, args.seconds, args.again)
     jobs = SMALL if args.small else JOBS
     for name, job in jobs.items():

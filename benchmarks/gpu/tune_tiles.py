@@ -14,21 +14,18 @@ import itertools
 import os
 import re
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.book import Book, Row, working
+from benchmarks.gpu.book import Book, Row, options, parsed, working
 from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.losses import MAKERS, Draw
-from benchmarks.record import RESULTS
 from ssl_fast.ops.triton import tiles
 from ssl_fast.ops.triton.tiles import Tile
 
@@ -112,20 +109,10 @@ def tune(target: Target, candidates: list[Tile], clock: Clock) -> list[Row]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
-    parser.add_argument(
-        "--small", action="store_true", help="one row, two candidates, tiny inputs: to try the code out"
-    )
-    parser.add_argument("--seconds", type=float, default=200, help="no new row is begun after them")
+    parser = options(__doc__, "gpu_tiles", 200)
     parser.add_argument("--only", default="", help="regular expression that a row's name begins with")
-    parser.add_argument("--again", action="store_true", help="measure rows anew that are in the CSV")
     parser.add_argument("--processes", type=int, default=min(12, os.cpu_count() or 1), help="that compile")
-    parser.add_argument("--output", type=Path, default=RESULTS / "gpu_tiles.csv")
-    args = parser.parse_args(arguments)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print("benchmarks/gpu/tune_tiles.py: no CUDA device is visible to torch", file=sys.stderr)
-        raise SystemExit(2)
+    args = parsed(parser, arguments)
     book, clock = Book(args.output, (), args.seconds, args.again), Clock(args.device, args.small)
     candidates = CANDIDATES[:2] if args.small else CANDIDATES
     chosen = {" ".join(map(str, t)): t for t in (SMALL if args.small else TARGETS)}
@@ -135,10 +122,10 @@ def main(arguments: list[str] | None = None) -> None:
     for name, target in chosen.items():
         if not book.opens(name):
             continue
-        rows = tune(target, candidates, clock)
-        for row in rows[:5]:
-            print(name, row, flush=True)
-        book.close(name, rows)
+        rows = working(name, partial(tune, target, candidates, clock))
+        if rows:
+            print(*(f"{name} {row}" for row in rows[:5]), sep="\n", flush=True)
+            book.close(name, rows)
 
 
 if __name__ == "__main__":
